@@ -1,0 +1,229 @@
+#include "cli/spec/local_checks.h"
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/json.h"
+
+namespace retort::cli {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+absl::Status Invalid(absl::string_view field, absl::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat(field, ": ", what));
+}
+
+absl::Status CheckPromptRow(const v1::PromptSource& source, bool needs_answer, const json& row) {
+  if (!row.is_object()) return absl::InvalidArgumentError(absl::StrCat("is ", row.type_name(), ", wants an object"));
+  const auto prompt = row.find(source.prompt_field());
+  if (prompt == row.end()) {
+    std::vector<std::string> fields;
+    for (const auto& [name, value] : row.items()) fields.push_back(name);
+    return Invalid(source.prompt_field(),
+                   absl::StrCat("missing; the row has ", fields.empty() ? "no fields" : absl::StrJoin(fields, ", "),
+                                "; name the right one with prompt_field"));
+  }
+  if (!prompt->is_string())
+    return Invalid(source.prompt_field(), absl::StrCat("is ", prompt->type_name(), ", wants a string"));
+  if (!needs_answer) return absl::OkStatus();
+  const auto answer = row.find(source.answer_field());
+  if (answer == row.end() || answer->is_null()) {
+    return Invalid(source.answer_field(), "missing, and a verifier needs it; name the right one with answer_field");
+  }
+  if (!answer->is_string() && !answer->is_number()) {
+    return Invalid(source.answer_field(), absl::StrCat("is ", answer->type_name(), ", wants a string or a number"));
+  }
+  return absl::OkStatus();
+}
+
+void CheckPrompts(const std::string& path, const Origins& origins, const v1::PromptSource& source, bool needs_answer,
+                  Diagnostics* diagnostics) {
+  if (source.path().empty() || diagnostics->Touches(path)) return;
+  std::error_code error;
+  if (!fs::is_regular_file(source.path(), error)) {
+    diagnostics->Add(
+        origins.Of(path), path,
+        absl::StrCat(source.path(), fs::exists(source.path(), error) ? " is not a file" : " does not exist",
+                     "; wants a JSONL file of problems"));
+    return;
+  }
+  int64_t rows = 0;
+  const absl::Status status = ForEachJsonLine(source.path(), [&](int64_t, absl::string_view, const json& row) {
+    ++rows;
+    return CheckPromptRow(source, needs_answer, row);
+  });
+  if (!status.ok()) {
+    diagnostics->Add(origins.Of(path), path, status.message());
+  } else if (rows == 0) {
+    diagnostics->Add(origins.Of(path), path, absl::StrCat(source.path(), " has no rows"));
+  } else if (static_cast<int64_t>(source.weight() * static_cast<double>(rows)) == 0) {
+    diagnostics->Add(
+        origins.Of(path), path,
+        absl::StrCat("weight ", source.weight(), " of the ", rows, " rows of ", source.path(), " is none"));
+  }
+}
+
+absl::Status CheckMessagesRow(const json& row) {
+  const auto messages = row.find("messages");
+  if (messages == row.end()) return Invalid("messages", "missing");
+  if (!messages->is_array() || messages->empty()) return Invalid("messages", "wants a list of {role, content}");
+  bool assistant = false;
+  for (size_t i = 0; i < messages->size(); ++i) {
+    const json& message = (*messages)[i];
+    const std::string where = absl::StrCat("messages.", i);
+    if (!message.is_object()) return Invalid(where, "wants {role, content}");
+    const auto role = message.find("role");
+    const auto content = message.find("content");
+    if (role == message.end() || !role->is_string()) return Invalid(where + ".role", "wants a string");
+    if (content == message.end() || !content->is_string()) return Invalid(where + ".content", "wants a string");
+    const std::string& name = role->get_ref<const std::string&>();
+    if (name != "system" && name != "user" && name != "assistant" && name != "tool") {
+      return Invalid(where + ".role", absl::StrCat("is \"", name, "\", wants system, user, assistant or tool"));
+    }
+    assistant = name == "assistant";
+  }
+  if (!assistant) return Invalid("messages", "the last turn must be the assistant's; it is what is trained");
+  return absl::OkStatus();
+}
+
+absl::Status CheckTokenizedRow(const json& row) {
+  const auto ids = row.find("input_ids");
+  const auto labels = row.find("labels");
+  if (ids == row.end()) return Invalid("input_ids", "missing");
+  if (labels == row.end()) return Invalid("labels", "missing");
+  if (!ids->is_array() || ids->empty()) return Invalid("input_ids", "wants a list of token ids");
+  if (!labels->is_array()) return Invalid("labels", "wants a list of token ids, -100 where not trained");
+  if (ids->size() != labels->size()) {
+    return Invalid("labels", absl::StrCat("has ", labels->size(), " entries, input_ids has ", ids->size()));
+  }
+  for (size_t i = 0; i < ids->size(); ++i) {
+    const json& id = (*ids)[i];
+    const json& label = (*labels)[i];
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX) {
+      return Invalid(absl::StrCat("input_ids.", i), "wants a token id");
+    }
+    if (!label.is_number_integer() || label.get<int64_t>() > INT32_MAX ||
+        (label.get<int64_t>() < 0 && label.get<int64_t>() != -100)) {
+      return Invalid(absl::StrCat("labels.", i), "wants a token id, or -100");
+    }
+  }
+  return absl::OkStatus();
+}
+
+v1::DatasetFormat InferFormat(const json& row) {
+  if (row.contains("input_ids")) return v1::DATASET_FORMAT_TOKENIZED;
+  if (row.contains("messages")) return v1::DATASET_FORMAT_MESSAGES;
+  return v1::DATASET_FORMAT_UNSPECIFIED;
+}
+
+void CheckDataset(const std::string& path, const Origins& origins, v1::DatasetSource* source,
+                  Diagnostics* diagnostics) {
+  if (source->path().empty() || diagnostics->Touches(path)) return;
+  std::error_code error;
+  if (!fs::is_regular_file(source->path(), error)) {
+    diagnostics->Add(
+        origins.Of(path + ".path"), path + ".path",
+        absl::StrCat(source->path(), fs::exists(source->path(), error) ? " is not a file" : " does not exist",
+                     "; wants a JSONL file of training rows"));
+    return;
+  }
+  int64_t rows = 0;
+  const absl::Status status =
+      ForEachJsonLine(source->path(), [&](int64_t, absl::string_view, const json& row) -> absl::Status {
+        ++rows;
+        if (!row.is_object())
+          return absl::InvalidArgumentError(absl::StrCat("is ", row.type_name(), ", wants an object"));
+        if (source->format() == v1::DATASET_FORMAT_UNSPECIFIED) source->set_format(InferFormat(row));
+        switch (source->format()) {
+          case v1::DATASET_FORMAT_MESSAGES:
+            return CheckMessagesRow(row);
+          case v1::DATASET_FORMAT_TOKENIZED:
+            return CheckTokenizedRow(row);
+          default:
+            return absl::InvalidArgumentError("has neither messages nor input_ids; the format cannot be told");
+        }
+      });
+  source->set_rows(rows);
+  if (!status.ok()) {
+    diagnostics->Add(origins.Of(path + ".path"), path + ".path", status.message());
+  } else if (rows == 0) {
+    diagnostics->Add(origins.Of(path + ".path"), path + ".path", absl::StrCat(source->path(), " has no rows"));
+  } else if (static_cast<int64_t>(source->weight() * static_cast<double>(rows)) == 0) {
+    diagnostics->Add(origins.Of(path + ".weight"), path + ".weight",
+                     absl::StrCat(source->weight(), " of the ", rows, " rows of ", source->path(), " is none"));
+  }
+}
+
+// Whether `folder` is there and holds `files`; complains otherwise.
+bool CheckFolder(const std::string& path, const Origins& origins, const std::string& folder, absl::string_view what,
+                 const std::vector<std::string>& files, Diagnostics* diagnostics) {
+  std::error_code error;
+  const auto complain = [&](absl::string_view message) {
+    diagnostics->Add(origins.Of(path), path, message);
+    return false;
+  };
+  if (!fs::exists(folder, error)) return complain(absl::StrCat(folder, " does not exist; wants ", what));
+  if (!fs::is_directory(folder, error)) return complain(absl::StrCat(folder, " is not a folder; wants ", what));
+  std::vector<std::string> missing;
+  for (const std::string& file : files) {
+    if (!fs::is_regular_file(fs::path(folder) / file, error)) missing.push_back(file);
+  }
+  if (!missing.empty())
+    return complain(absl::StrCat(folder, " has no ", absl::StrJoin(missing, ", "), "; wants ", what));
+  for (const std::string& file : files) {
+    if (!absl::EndsWith(file, ".json")) continue;
+    const auto parsed = ReadJsonFile((fs::path(folder) / file).string());
+    if (!parsed.ok()) return complain(parsed.status().message());
+    if (!parsed->is_object()) return complain(absl::StrCat(folder, "/", file, " is not a JSON object"));
+  }
+  return true;
+}
+
+void CheckModel(const std::string& path, const Origins& origins, const std::string& folder, Diagnostics* diagnostics) {
+  if (folder.empty() || diagnostics->Touches(path)) return;
+  if (!CheckFolder(path, origins, folder, "a Hugging Face folder with config.json, tokenizer.json and *.safetensors",
+                   {"config.json", "tokenizer.json"}, diagnostics)) {
+    return;
+  }
+  const auto tensors = ReadModelTensors(folder);
+  if (!tensors.ok()) diagnostics->Add(origins.Of(path), path, tensors.status().message());
+}
+
+}  // namespace
+
+void CheckDataFiles(const Origins& origins, v1::JobSpec* spec, Diagnostics* diagnostics) {
+  const bool verified = spec->curate().verify().kind() != v1::VERIFIER_KIND_UNSPECIFIED;
+  for (int i = 0; i < spec->prompts_size(); ++i) {
+    CheckPrompts(absl::StrCat("prompts.", i, ".path"), origins, spec->prompts(i), verified, diagnostics);
+  }
+  for (int i = 0; i < spec->dataset_size(); ++i) {
+    CheckDataset(absl::StrCat("dataset.", i), origins, spec->mutable_dataset(i), diagnostics);
+  }
+  for (int i = 0; i < spec->evaluate_size(); ++i) {
+    CheckPrompts(absl::StrCat("evaluate.", i, ".prompts"), origins, spec->evaluate(i).prompts(), true, diagnostics);
+  }
+}
+
+void CheckModelFolders(const Origins& origins, const v1::JobSpec& spec, Diagnostics* diagnostics) {
+  if (spec.has_teacher() && spec.teacher().backend() == v1::TEACHER_BACKEND_NATIVE) {
+    CheckModel("teacher.model", origins, spec.teacher().model(), diagnostics);
+  }
+  if (!spec.has_student()) return;
+  CheckModel("student.model_name_or_path", origins, spec.student().model_name_or_path(), diagnostics);
+  const std::string& adapter = spec.student().adapter_name_or_path();
+  const std::string path = "student.adapter_name_or_path";
+  if (adapter.empty() || diagnostics->Touches(path)) return;
+  if (!CheckFolder(path, origins, adapter, "a PEFT folder with adapter_config.json and adapter_model.safetensors",
+                   {"adapter_config.json", "adapter_model.safetensors"}, diagnostics)) {
+    return;
+  }
+  const auto tensors = ReadSafetensorsHeader(adapter + "/adapter_model.safetensors");
+  if (!tensors.ok()) diagnostics->Add(origins.Of(path), path, tensors.status().message());
+}
+
+}  // namespace retort::cli

@@ -1,0 +1,170 @@
+// What a job file names on disk.
+#include "cli/spec/job_file.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "cli/spec/local_checks.h"
+
+namespace retort::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+class JobFileTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (fs::temp_directory_path() / "job_file_test.XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+    Write("job.yaml", R"(name: j
+dataset:
+  - {path: data/train.jsonl}
+student:
+  model_name_or_path: model
+  lora: {r: 8}
+)");
+    Write("data/train.jsonl",
+          R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})"
+          "\n\n"
+          R"({"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]})"
+          "\n");
+    Write("model/config.json", "{}");
+    Write("model/tokenizer.json", "{}");
+    WriteSafetensors("model/model.safetensors", R"({"w":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}})", 24);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  void Write(const std::string& path, const std::string& text) {
+    fs::create_directories((folder_ / path).parent_path());
+    std::ofstream(folder_ / path, std::ios::binary) << text;
+  }
+  void WriteSafetensors(const std::string& path, const std::string& header, size_t data_bytes) {
+    std::string text(8, '\0');
+    for (int i = 0; i < 8; ++i) text[i] = static_cast<char>(header.size() >> (8 * i));
+    Write(path, text + header + std::string(data_bytes, '\0'));
+  }
+
+  // Messages with the test's folder written as DIR.
+  std::string Errors(const std::vector<std::string>& sets = {}, JobFile* file = nullptr, bool check_models = true) {
+    Diagnostics diagnostics;
+    JobFile loaded = LoadJobFile(
+        {.path = (folder_ / "job.yaml").string(), .sets = sets, .working_dir = "/where", .check_models = check_models},
+        &diagnostics);
+    if (file != nullptr) *file = loaded;
+    return absl::StrReplaceAll(diagnostics.ToString(), {{folder_.string(), "DIR"}});
+  }
+
+  fs::path folder_;
+};
+
+TEST_F(JobFileTest, ResolvesPathsAndInfersFormat) {
+  JobFile file;
+  ASSERT_EQ(Errors({}, &file), "");
+  EXPECT_EQ(file.spec.dataset(0).path(), (folder_ / "data/train.jsonl").string());
+  EXPECT_EQ(file.spec.dataset(0).format(), v1::DATASET_FORMAT_MESSAGES);
+  EXPECT_EQ(file.spec.dataset(0).rows(), 2);
+  EXPECT_EQ(file.spec.student().model_name_or_path(), (folder_ / "model").string());
+  EXPECT_EQ(file.spec.output_dir(), "/where/out/j");
+  ASSERT_EQ(Errors({"output_dir=here/x"}, &file), "");
+  EXPECT_EQ(file.spec.output_dir(), "/where/here/x");
+}
+
+TEST_F(JobFileTest, TokenizedRows) {
+  Write("data/train.jsonl", "{\"input_ids\": [1, 2], \"labels\": [-100, 2]}\n");
+  JobFile file;
+  ASSERT_EQ(Errors({}, &file), "");
+  EXPECT_EQ(file.spec.dataset(0).format(), v1::DATASET_FORMAT_TOKENIZED);
+}
+
+TEST_F(JobFileTest, NoJobFile) {
+  fs::remove(folder_ / "job.yaml");
+  EXPECT_EQ(Errors(), "DIR/job.yaml: cannot be read: open DIR/job.yaml: No such file or directory\n");
+}
+
+TEST_F(JobFileTest, DataErrorsNameFileLineAndField) {
+  const std::string where = "DIR/job.yaml:3:12: dataset.0.path: DIR/data/train.jsonl";
+  const auto error_with = [&](const std::string& text) {
+    Write("data/train.jsonl", text);
+    return Errors();
+  };
+  EXPECT_EQ(error_with(""), where + " has no rows\n");
+  EXPECT_THAT(error_with("{\"a\": 1}\n{\n"), testing::StartsWith(where + ":1: has neither messages nor input_ids"));
+  EXPECT_THAT(error_with("{\n"), testing::StartsWith(where + ":1: not valid JSON"));
+  EXPECT_EQ(error_with("[1]\n"), where + ":1: is array, wants an object\n");
+  EXPECT_EQ(error_with(R"({"messages": [{"role": "user", "content": "a"}]})"),
+            where + ":1: messages: the last turn must be the assistant's; it is what is trained\n");
+  EXPECT_EQ(error_with(R"({"messages": [{"role": "bot", "content": "a"}]})"),
+            where + ":1: messages.0.role: is \"bot\", wants system, user, assistant or tool\n");
+  EXPECT_EQ(error_with(R"({"messages": [{"role": "assistant", "content": 3}]})"),
+            where + ":1: messages.0.content: wants a string\n");
+  EXPECT_EQ(error_with("{\"input_ids\": [1, 2], \"labels\": [1]}"),
+            where + ":1: labels: has 1 entries, input_ids has 2\n");
+  EXPECT_EQ(error_with("{\"input_ids\": [1, -2], \"labels\": [1, 2]}"), where + ":1: input_ids.1: wants a token id\n");
+  EXPECT_EQ(error_with("{\"input_ids\": [1], \"labels\": [1]}\n{\"messages\": []}"),
+            where + ":2: input_ids: missing\n");
+  fs::remove(folder_ / "data/train.jsonl");
+  EXPECT_EQ(Errors(), where + " does not exist; wants a JSONL file of training rows\n");
+}
+
+TEST_F(JobFileTest, PromptErrorsNameFileLineAndField) {
+  Write("job.yaml", R"(name: j
+prompts:
+  - {path: p.jsonl, prompt_field: question}
+teacher: {model: model}
+curate: {verify: {kind: number}}
+)");
+  const std::string where = "DIR/job.yaml:3:12: prompts.0.path: DIR/p.jsonl";
+  EXPECT_EQ(Errors(), where + " does not exist; wants a JSONL file of problems\n");
+  Write("p.jsonl", "{\"question\": \"1+1\", \"answer\": 2}\n");
+  EXPECT_EQ(Errors(), "");
+  Write("p.jsonl", "{\"question\": \"1+1\", \"answer\": \"2\"}\n{\"problem\": \"x\"}\n");
+  EXPECT_EQ(Errors(), where + ":2: question: missing; the row has problem; name the right one with prompt_field\n");
+  Write("p.jsonl", "{\"question\": \"1+1\"}\n");
+  EXPECT_EQ(Errors(), where + ":1: answer: missing, and a verifier needs it; name the right one with answer_field\n");
+  EXPECT_EQ(Errors({"curate.verify.kind=none"}), "");
+  Write("p.jsonl", "{\"question\": [1], \"answer\": \"2\"}\n");
+  EXPECT_EQ(Errors(), where + ":1: question: is array, wants a string\n");
+}
+
+TEST_F(JobFileTest, ModelErrorsSayWhatIsExpected) {
+  const std::string key = "DIR/job.yaml:5:23: student.model_name_or_path: ";
+  const std::string wants = "wants a Hugging Face folder with config.json, tokenizer.json and *.safetensors\n";
+  fs::remove(folder_ / "model/tokenizer.json");
+  EXPECT_EQ(Errors(), key + "DIR/model has no tokenizer.json; " + wants);
+  Write("model/tokenizer.json", "{}");
+  fs::remove(folder_ / "model/model.safetensors");
+  EXPECT_EQ(Errors(), key + "DIR/model has no *.safetensors file\n");
+  WriteSafetensors("model/model.safetensors", R"({"w":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}})", 23);
+  EXPECT_EQ(Errors(),
+            key + "DIR/model/model.safetensors: damaged: tensor \"w\" lies outside the file; is the file whole?\n");
+  WriteSafetensors("model/model.safetensors", "nonsense", 0);
+  EXPECT_EQ(Errors(), key + "DIR/model/model.safetensors: damaged: its header is not a JSON object\n");
+  Write("model/model.safetensors", std::string(8, '\xff') + "{}");
+  EXPECT_EQ(
+      Errors(),
+      key + "DIR/model/model.safetensors: damaged: its header says 18446744073709551615 bytes, the file has 10\n");
+  EXPECT_EQ(Errors({"student.model_name_or_path=gone"}),
+            absl::StrCat("--set student.model_name_or_path=gone: student.model_name_or_path: DIR/gone does not exist; ",
+                         wants));
+  EXPECT_EQ(Errors({"student.model_name_or_path=gone"}, nullptr, /*check_models=*/false), "");
+}
+
+TEST_F(JobFileTest, AdapterFolder) {
+  const std::vector<std::string> set = {"student.adapter_name_or_path=a", "student.lora=null"};
+  Write("a/adapter_config.json", "{\"r\": 8}");
+  EXPECT_EQ(Errors(set),
+            "--set student.adapter_name_or_path=a: student.adapter_name_or_path: DIR/a has no "
+            "adapter_model.safetensors; wants a "
+            "PEFT folder with adapter_config.json and adapter_model.safetensors\n");
+  WriteSafetensors("a/adapter_model.safetensors", "{}", 0);
+  EXPECT_EQ(Errors(set), "");
+}
+
+}  // namespace
+}  // namespace retort::cli
