@@ -68,23 +68,31 @@ absl::Status FsyncPath(const std::string& path) {
   return absl::OkStatus();
 }
 
-absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents, int mode) {
+absl::StatusOr<AtomicFile> AtomicFile::Create(const std::string& path, int mode) {
   static std::atomic<uint64_t> counter{0};
-  const std::string temporary = absl::StrCat(path, ".tmp.", getpid(), ".", counter.fetch_add(1));
-  absl::Status status;
-  {
-    UniqueFd fd(open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode));
-    if (!fd.valid()) return ErrnoStatus(absl::StrCat("create ", temporary), errno);
-    status = WriteAll(fd.get(), contents, temporary);
-    if (status.ok() && fsync(fd.get()) != 0) status = ErrnoStatus(absl::StrCat("fsync ", temporary), errno);
-  }
-  if (status.ok() && std::rename(temporary.c_str(), path.c_str()) != 0)
-    status = ErrnoStatus(absl::StrCat("rename to ", path), errno);
-  if (!status.ok()) {
-    unlink(temporary.c_str());
-    return status;
-  }
-  return FsyncPath(ParentOf(path));
+  std::string temporary = absl::StrCat(path, ".tmp.", getpid(), ".", counter.fetch_add(1));
+  UniqueFd fd(open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode));
+  if (!fd.valid()) return ErrnoStatus(absl::StrCat("create ", temporary), errno);
+  return AtomicFile(path, std::move(temporary), std::move(fd));
+}
+
+AtomicFile::~AtomicFile() {
+  if (fd_.valid()) unlink(temporary_.c_str());
+}
+
+absl::Status AtomicFile::Append(absl::string_view contents) { return WriteAll(fd_.get(), contents, temporary_); }
+
+absl::Status AtomicFile::Commit() {
+  if (fsync(fd_.get()) != 0) return ErrnoStatus(absl::StrCat("fsync ", temporary_), errno);
+  if (std::rename(temporary_.c_str(), path_.c_str()) != 0) return ErrnoStatus(absl::StrCat("rename to ", path_), errno);
+  fd_.Reset();
+  return FsyncPath(ParentOf(path_));
+}
+
+absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents, int mode) {
+  ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::Create(path, mode));
+  RETURN_IF_ERROR(file.Append(contents));
+  return file.Commit();
 }
 
 absl::Status PublishFolder(const std::string& folder, const std::string& target) {

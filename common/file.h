@@ -57,4 +57,25 @@ class UniqueFd {
   int fd_ = -1;
 };
 
+// WriteFileAtomically for what is written piece by piece: `path` changes at Commit, all at once; without one nothing is
+// left behind. One thread at a time.
+class AtomicFile {
+ public:
+  static absl::StatusOr<AtomicFile> Create(const std::string& path, int mode = 0644);
+  AtomicFile(AtomicFile&& other) noexcept = default;
+  ~AtomicFile();
+
+  absl::Status Append(absl::string_view contents);
+  // fsyncs, renames, fsyncs the folder. Call once, last.
+  absl::Status Commit();
+
+ private:
+  AtomicFile(std::string path, std::string temporary, UniqueFd fd)
+      : path_(std::move(path)), temporary_(std::move(temporary)), fd_(std::move(fd)) {}
+
+  std::string path_;
+  std::string temporary_;
+  UniqueFd fd_;
+};
+
 }  // namespace retort

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -45,8 +46,13 @@ absl::StatusOr<ModelWeights> LoadWeights(const std::string& folder, std::optiona
 // Random weights (normal, std 0.02; norms 1) at a config's shapes: for benchmarks and tests.
 ModelWeights RandomWeights(const ModelConfig& config, c10::ScalarType dtype, c10::Device device, uint64_t seed);
 
+// Every tensor by its name in the files, in the model's order; a tied lm_head is left out.
+std::vector<std::pair<std::string, at::Tensor>> NamedTensors(const ModelWeights& weights);
+
 // Writes config.json, model.safetensors (sharded above 5 GB) and copies tokenizer and generation files from
-// `source_folder`: a folder that transformers loads. `folder` must not exist; it appears whole or not at all.
+// `source_folder`: a folder that transformers loads. Without a source
+// folder only config.json is written, from the weights' config. `folder` must not exist; it appears whole or not at
+// all.
 absl::Status SaveModelFolder(const ModelWeights& weights, c10::ScalarType dtype, const std::string& source_folder,
                              const std::string& folder);
 
