@@ -1,0 +1,30 @@
+#include "model/training_model.h"
+
+#include <ATen/ATen.h>
+
+#include "absl/strings/str_cat.h"
+#include "model/torch_status.h"
+#include "model/training/aten_training_model.h"
+
+namespace retort {
+
+absl::StatusOr<std::unique_ptr<TrainingModel>> TrainingModel::Create(ModelWeights weights, const LoraAdapter& adapter,
+                                                                     const TrainingModelOptions& options) {
+  if (options.compute_dtype != at::kFloat && options.compute_dtype != at::kBFloat16) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("training computes in float32 or bfloat16, not ", c10::toString(options.compute_dtype)));
+  }
+  if (weights.embed_tokens.scalar_type() != options.compute_dtype) {
+    return absl::InvalidArgumentError(absl::StrCat("training in ", c10::toString(options.compute_dtype),
+                                                   " needs weights of that type, these are ",
+                                                   c10::toString(weights.embed_tokens.scalar_type())));
+  }
+  if (options.lora_dropout < 0.0 || options.lora_dropout >= 1.0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("lora_dropout must be at least 0 and below 1, not ", options.lora_dropout));
+  }
+  return CatchTorchErrors("training model",
+                          [&] { return MakeAtenTrainingModel(std::move(weights), adapter, options); });
+}
+
+}  // namespace retort
