@@ -35,7 +35,9 @@ std::vector<std::string> LeaseTable::KeysOf(absl::string_view task_id, uint64_t 
   const auto it = by_holder_.find(HolderId(std::string(task_id), epoch));
   if (it == by_holder_.end()) return {};
   std::vector<std::string> keys(it->second.begin(), it->second.end());
-  std::sort(keys.begin(), keys.end());
+  std::sort(keys.begin(), keys.end(), [this](const std::string& a, const std::string& b) {
+    return leases_.find(a)->second.lease_epoch < leases_.find(b)->second.lease_epoch;
+  });
   return keys;
 }
 

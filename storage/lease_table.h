@@ -32,7 +32,7 @@ class LeaseTable {
   void Remove(absl::string_view trace_key);
   void Clear();
 
-  // Sorted, so that what is done with them has one order.
+  // In the order in which they were leased.
   std::vector<std::string> KeysOf(absl::string_view task_id, uint64_t epoch) const;
   std::vector<v1::TaskRef> Holders() const;
   size_t size() const { return leases_.size(); }
