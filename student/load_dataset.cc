@@ -1,0 +1,210 @@
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "common/file.h"
+#include "common/hash.h"
+#include "common/json.h"
+#include "common/status.h"
+#include "model/tokenizer.h"
+#include "student/dataset.h"
+
+namespace retort {
+namespace {
+
+// Part of a cache file's name: raise it when the same rows would be tokenized differently.
+constexpr absl::string_view kTokenizationVersion = "retort tokenized rows 1";
+constexpr size_t kRowsAtOnce = 4096;
+constexpr absl::Duration kLockTimeout = absl::Minutes(30);
+
+struct Row {
+  int64_t line = 0;
+  nlohmann::json json;
+};
+
+absl::StatusOr<v1::DatasetFormat> InferFormat(const nlohmann::json& row) {
+  if (row.is_object() && row.contains("messages")) return v1::DATASET_FORMAT_MESSAGES;
+  if (row.is_object() && row.contains("input_ids")) return v1::DATASET_FORMAT_TOKENIZED;
+  return absl::InvalidArgumentError("a row needs \"messages\", or \"input_ids\" and \"labels\"");
+}
+
+// Tokenizes on several threads; the examples come in the order of the rows.
+absl::Status AddBatch(const std::vector<Row>& rows, const std::string& shown_path, v1::DatasetFormat format,
+                      const Tokenizer* tokenizer, const DatasetOptions& options, DatasetBuilder& builder) {
+  std::vector<absl::StatusOr<TrainingExample>> examples(rows.size(), absl::UnknownError(""));
+  std::atomic<size_t> next = 0;
+  const auto work = [&] {
+    for (size_t i = next++; i < rows.size(); i = next++) {
+      examples[i] = format == v1::DATASET_FORMAT_MESSAGES ? ExampleFromMessages(*tokenizer, rows[i].json)
+                                                          : ExampleFromTokens(rows[i].json, options.vocab_size);
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int i = 1; i < options.threads; ++i) threads.emplace_back(work);
+  work();
+  for (std::thread& thread : threads) thread.join();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (!examples[i].ok()) {
+      return WithContext(examples[i].status(), absl::StrCat(shown_path, ":", rows[i].line));
+    }
+    builder.Add(*examples[i]);
+  }
+  return absl::OkStatus();
+}
+
+// Rows of a file that are not blank.
+absl::StatusOr<int64_t> CountRows(const std::string& path) {
+  int64_t rows = 0;
+  RETURN_IF_ERROR(ForEachJsonLine(path, [&](int64_t, absl::string_view, const nlohmann::json&) {
+    ++rows;
+    return absl::OkStatus();
+  }));
+  return rows;
+}
+
+absl::Status AddSource(ArtifactClient& artifacts, const v1::DatasetSource& source, const DatasetOptions& options,
+                       std::unique_ptr<Tokenizer>& tokenizer, DatasetBuilder& builder) {
+  const std::string folder = options.cache_dir + "/blobs";
+  RETURN_IF_ERROR(MakeFolders(folder, 0700));
+  ASSIGN_OR_RETURN(const std::string path, JoinBelow(folder, source.file().sha256()));
+  RETURN_IF_ERROR(WithContext(artifacts.GetFile(source.file(), path), absl::StrCat("fetch ", source.path())));
+  int64_t limit = std::numeric_limits<int64_t>::max();
+  if (source.weight() > 0 && source.weight() < 1) {
+    int64_t rows = source.rows();
+    if (rows <= 0) {
+      ASSIGN_OR_RETURN(rows, CountRows(path));
+    }
+    limit = static_cast<int64_t>(std::floor(source.weight() * static_cast<double>(rows) + 1e-9));
+  }
+  if (tokenizer == nullptr && source.format() != v1::DATASET_FORMAT_TOKENIZED) {
+    auto loaded = Tokenizer::Load(options.model_folder);
+    // Rows that are tokenized already need none.
+    if (loaded.ok()) {
+      tokenizer = *std::move(loaded);
+    } else if (source.format() == v1::DATASET_FORMAT_MESSAGES) {
+      return loaded.status();
+    }
+  }
+  return AddRows(path, source.path(), source.format(), limit, tokenizer.get(), options, builder);
+}
+
+// Everything that the tokenized rows depend on.
+absl::StatusOr<std::string> CacheKey(const std::vector<v1::DatasetSource>& sources, const DatasetOptions& options) {
+  Sha256 key;
+  key.UpdateField(kTokenizationVersion);
+  for (const char* name :
+       {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}) {
+    const auto contents = ReadFile(absl::StrCat(options.model_folder, "/", name), int64_t{256} << 20);
+    if (!contents.ok() && !absl::IsNotFound(contents.status())) return contents.status();
+    key.UpdateField(name);
+    key.UpdateU64(contents.ok());
+    key.UpdateField(contents.ok() ? *contents : "");
+  }
+  key.UpdateU64(static_cast<uint64_t>(options.vocab_size));
+  key.UpdateU64(static_cast<uint64_t>(options.max_length));
+  for (const v1::DatasetSource& source : sources) {
+    key.UpdateField(source.file().sha256());
+    key.UpdateU64(static_cast<uint64_t>(source.format()));
+    key.UpdateField(absl::StrCat(source.weight()));
+  }
+  return ToHex(key.Finish());
+}
+
+// Holds a lock on a file until it goes out of scope, or its process dies.
+absl::StatusOr<UniqueFd> LockFile(const std::string& path) {
+  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!fd.valid()) return ErrnoStatus(absl::StrCat("open ", path), errno);
+  const absl::Time deadline = absl::Now() + kLockTimeout;
+  while (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK && errno != EINTR) return ErrnoStatus(absl::StrCat("lock ", path), errno);
+    if (absl::Now() > deadline) {
+      return absl::DeadlineExceededError(absl::StrCat("another process holds ", path, " for 30 minutes"));
+    }
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  return fd;
+}
+
+}  // namespace
+
+absl::Status AddRows(const std::string& path, const std::string& shown_path, v1::DatasetFormat format, int64_t limit,
+                     const Tokenizer* tokenizer, const DatasetOptions& options, DatasetBuilder& builder) {
+  std::vector<Row> rows;
+  int64_t taken = 0;
+  const auto flush = [&]() -> absl::Status {
+    if (rows.empty()) return absl::OkStatus();
+    if (format == v1::DATASET_FORMAT_UNSPECIFIED) {
+      auto inferred = InferFormat(rows.front().json);
+      if (!inferred.ok()) return WithContext(inferred.status(), absl::StrCat(shown_path, ":", rows.front().line));
+      format = *inferred;
+    }
+    if (format == v1::DATASET_FORMAT_MESSAGES && tokenizer == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat(shown_path, ": conversations need a tokenizer, and ",
+                                                     options.model_folder, " has none that loads"));
+    }
+    RETURN_IF_ERROR(AddBatch(rows, shown_path, format, tokenizer, options, builder));
+    taken += static_cast<int64_t>(rows.size());
+    rows.clear();
+    if (options.progress) options.progress(taken);
+    return absl::OkStatus();
+  };
+  int64_t seen = 0;
+  absl::Status flushed;  // errors of ours, which name the place already
+  const absl::Status read =
+      ForEachJsonLine(path, [&](int64_t line, absl::string_view, const nlohmann::json& row) -> absl::Status {
+        if (seen++ >= limit) return absl::OutOfRangeError("enough");
+        rows.push_back({line, row});
+        if (rows.size() < kRowsAtOnce) return absl::OkStatus();
+        return flushed = flush();
+      });
+  RETURN_IF_ERROR(flushed);
+  if (!read.ok() && !absl::IsOutOfRange(read)) {
+    absl::string_view message = read.message();
+    // The place in the cache says nothing to the user.
+    if (absl::ConsumePrefix(&message, path)) return absl::Status(read.code(), absl::StrCat(shown_path, message));
+    return read;
+  }
+  return flush();
+}
+
+absl::StatusOr<Dataset> LoadDataset(ArtifactClient& artifacts, const std::vector<v1::DatasetSource>& sources,
+                                    const DatasetOptions& options) {
+  if (sources.empty()) return DatasetBuilder(options.max_length).Build();
+  const std::string folder = options.cache_dir + "/datasets";
+  RETURN_IF_ERROR(MakeFolders(folder, 0700));
+  ASSIGN_OR_RETURN(const std::string key, CacheKey(sources, options));
+  const std::string path = absl::StrCat(folder, "/", key, ".safetensors");
+  ASSIGN_OR_RETURN(const UniqueFd lock, LockFile(absl::StrCat(folder, "/", key, ".lock")));
+  if (::access(path.c_str(), R_OK) == 0) {
+    absl::StatusOr<Dataset> cached = Dataset::LoadFrom(path);
+    if (cached.ok()) return cached;
+    spdlog::warn("dataset_cache_discarded path={} error=\"{}\"", path, cached.status().ToString());
+  }
+  const absl::Time start = absl::Now();
+  std::unique_ptr<Tokenizer> tokenizer;
+  DatasetBuilder builder(options.max_length);
+  for (const v1::DatasetSource& source : sources) {
+    RETURN_IF_ERROR(AddSource(artifacts, source, options, tokenizer, builder));
+  }
+  Dataset dataset = std::move(builder).Build();
+  RETURN_IF_ERROR(WithContext(dataset.SaveTo(path), "keep the tokenized rows"));
+  spdlog::info("dataset_tokenized kept={} over_long={} nothing_to_train={} seconds={:.2f}", dataset.counts().kept,
+               dataset.counts().over_long, dataset.counts().nothing_to_train,
+               absl::ToDoubleSeconds(absl::Now() - start));
+  return dataset;
+}
+
+}  // namespace retort

@@ -1,0 +1,20 @@
+// retort-student: one rank of a training, or the export at a job's end.
+#include "absl/strings/str_cat.h"
+#include "common/rpc/task_client.h"
+#include "model/device.h"
+#include "model/torch_status.h"
+#include "student/export_task.h"
+#include "student/train_task.h"
+
+int main(int argc, char** argv) {
+  retort::OpenCudaIfPresent();
+  return retort::RunTask(
+      argc, argv, "student", [](retort::TaskContext& context) -> absl::StatusOr<retort::v1::TaskResult> {
+        return retort::CatchTorchErrors(context.ref().task_id(), [&]() -> absl::StatusOr<retort::v1::TaskResult> {
+          if (context.task().has_train()) return retort::RunTrainTask(context);
+          if (context.task().has_export_()) return retort::RunExportTask(context);
+          return absl::UnimplementedError(
+              absl::StrCat(context.ref().task_id(), " is no task for retort-student of this version"));
+        });
+      });
+}

@@ -1,0 +1,150 @@
+#include "student/setup.h"
+
+#include <ATen/Context.h>
+#include <spdlog/spdlog.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/file.h"
+#include "common/status.h"
+#include "common/version.h"
+#include "model/config.h"
+#include "model/device.h"
+#include "model/weights.h"
+
+namespace retort {
+namespace {
+
+constexpr char kTrainSplit[] = "train";
+constexpr char kValidationSplit[] = "validation";
+
+absl::StatusOr<std::vector<v1::DatasetSource>> SourcesOf(const v1::TrainTask& task, const std::string& split) {
+  std::vector<v1::DatasetSource> sources;
+  for (const v1::DatasetSource& source : task.dataset()) {
+    const std::string own = source.split().empty() ? kTrainSplit : source.split();
+    if (own != kTrainSplit && own != kValidationSplit) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(source.path(), ": split \"", own, "\" is neither \"train\" nor \"validation\""));
+    }
+    if (own == split) sources.push_back(source);
+  }
+  return sources;
+}
+
+std::string Describe(const DatasetCounts& counts) {
+  return absl::StrCat("of the rows to train on ", counts.over_long, " are longer than student.training.max_length and ",
+                      counts.nothing_to_train, " have nothing to train, so none is left");
+}
+
+absl::StatusOr<LoraAdapter> StartAdapter(const v1::TrainTask& task, const ModelConfig& config,
+                                         const std::string& checkpoint_folder) {
+  if (!checkpoint_folder.empty()) return LoadAdapter(checkpoint_folder, config);
+  return InitialAdapter(task.student(), config);
+}
+
+}  // namespace
+
+absl::StatusOr<LoraAdapter> InitialAdapter(const v1::StudentSpec& student, const ModelConfig& config) {
+  if (!student.adapter_name_or_path().empty()) return LoadAdapter(student.adapter_name_or_path(), config);
+  if (!student.has_lora()) {
+    return absl::InvalidArgumentError(
+        "student.lora is missing; without adapter_name_or_path it must say which adapter");
+  }
+  const v1::LoraSpec& spec = student.lora();
+  LoraConfig lora;
+  lora.r = spec.r();
+  lora.lora_alpha = spec.lora_alpha();
+  lora.lora_dropout = spec.lora_dropout();
+  ASSIGN_OR_RETURN(lora.target_modules,
+                   ResolveTargetModules(config, {spec.target_modules().begin(), spec.target_modules().end()}));
+  lora.base_model_name_or_path = student.model_name_or_path();
+  return InitLora(config, lora, student.training().seed());
+}
+
+absl::StatusOr<std::string> FetchCheckpoint(ArtifactClient& artifacts, const v1::Checkpoint& checkpoint,
+                                            const std::string& work_dir) {
+  const std::string parent = absl::StrCat(work_dir, "/resume");
+  RETURN_IF_ERROR(MakeFolders(parent));
+  const std::string folder = absl::StrCat(parent, "/checkpoint-", checkpoint.step());
+  RETURN_IF_ERROR(WithContext(artifacts.GetFolder(checkpoint.artifact_id(), folder),
+                              absl::StrCat("fetch the checkpoint of step ", checkpoint.step())));
+  return folder;
+}
+
+absl::StatusOr<TrainingSetup> PrepareTraining(const v1::TrainTask& task, const TaskFlags& flags,
+                                              ArtifactClient& artifacts, const TellFunction& tell) {
+  const v1::StudentSpec& student = task.student();
+  TrainingSetup setup;
+  ASSIGN_OR_RETURN(setup.device, ChooseDevice(student.device().empty() ? "auto" : student.device()));
+  SetThreads(std::max(1, student.threads_per_worker()));
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(student.model_name_or_path()));
+
+  DatasetOptions rows;
+  rows.model_folder = student.model_name_or_path();
+  rows.vocab_size = config.vocab_size;
+  rows.max_length =
+      student.training().max_length() > 0 ? student.training().max_length() : config.max_position_embeddings;
+  rows.cache_dir = flags.cache_dir;
+  rows.threads = flags.threads;
+  rows.progress = [&](int64_t count) { tell(absl::StrCat("tokenizing: ", count, " rows")); };
+  tell("reading the dataset");
+  ASSIGN_OR_RETURN(const auto train_sources, SourcesOf(task, kTrainSplit));
+  ASSIGN_OR_RETURN(const auto validation_sources, SourcesOf(task, kValidationSplit));
+  ASSIGN_OR_RETURN(Dataset train, LoadDataset(artifacts, train_sources, rows));
+  ASSIGN_OR_RETURN(Dataset validation, LoadDataset(artifacts, validation_sources, rows));
+  setup.train_counts = train.counts();
+  setup.validation_counts = validation.counts();
+  if (train.size() == 0) return absl::InvalidArgumentError(Describe(train.counts()));
+
+  std::string checkpoint_folder;
+  if (task.has_resume_from()) {
+    tell("fetching the checkpoint");
+    ASSIGN_OR_RETURN(checkpoint_folder, FetchCheckpoint(artifacts, task.resume_from(), flags.work_dir));
+  }
+  tell("loading weights");
+  ASSIGN_OR_RETURN(const LoraAdapter adapter, StartAdapter(task, config, checkpoint_folder));
+  TrainingModelOptions options;
+  const bool bf16 = student.training().has_bf16() ? student.training().bf16() : setup.device.is_cuda();
+  options.compute_dtype = bf16 ? c10::ScalarType::BFloat16 : c10::ScalarType::Float;
+  options.lora_dropout = adapter.config.lora_dropout;
+  ASSIGN_OR_RETURN(ModelWeights weights,
+                   LoadWeights(student.model_name_or_path(), options.compute_dtype, setup.device));
+  ASSIGN_OR_RETURN(auto model, TrainingModel::Create(std::move(weights), adapter, options));
+  ASSIGN_OR_RETURN(setup.trainer,
+                   Trainer::Create(student.training(), std::move(model), std::move(train), std::move(validation)));
+  if (!checkpoint_folder.empty()) {
+    ASSIGN_OR_RETURN(LoadedCheckpoint checkpoint, LoadCheckpoint(checkpoint_folder));
+    if (checkpoint.manifest_sha256 != task.manifest_sha256()) {
+      return absl::DataLossError(absl::StrCat(checkpoint_folder, " was trained on other data than this job's"));
+    }
+    Trainer& trainer = *setup.trainer;
+    ASSIGN_OR_RETURN(const AdamWMoments moments, AssembleMoments(checkpoint, trainer.model().parameters()));
+    const at::Tensor parameters = trainer.model().flat_parameters().clone();
+    RETURN_IF_ERROR(trainer.Restore(checkpoint.step, parameters, moments, std::move(checkpoint.history)));
+    spdlog::info("training_resumed step={} artifact_id={}", checkpoint.step, task.resume_from().artifact_id());
+  }
+  return setup;
+}
+
+Snapshot TakeSnapshot(Trainer& trainer, const std::string& manifest_sha256) {
+  Snapshot snapshot;
+  snapshot.step = trainer.step();
+  snapshot.total_steps = trainer.plan().total_steps();
+  snapshot.cursor = trainer.plan().CursorAt(trainer.step());
+  snapshot.epoch = trainer.plan().EpochsAt(trainer.step());
+  snapshot.seed = trainer.training().seed();
+  snapshot.manifest_sha256 = manifest_sha256;
+  snapshot.adapter = trainer.model().ExportAdapter();
+  // A copy also where cpu() gives the tensor itself.
+  snapshot.moments = {trainer.moments().exp_avg.to(at::kCPU, /*non_blocking=*/false, /*copy=*/true),
+                      trainer.moments().exp_avg_sq.to(at::kCPU, /*non_blocking=*/false, /*copy=*/true)};
+  snapshot.parameters = trainer.model().parameters();
+  snapshot.history = trainer.history();
+  snapshot.versions = {{"retort", std::string(kVersion)}, {"torch", TORCH_VERSION}};
+  return snapshot;
+}
+
+}  // namespace retort
