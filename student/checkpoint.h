@@ -20,7 +20,7 @@
 #include "model/lora.h"
 #include "model/training_model.h"
 #include "retort/v1/job.pb.h"
-#include "student/batch_plan.h"
+#include "student/epoch_plan.h"
 #include "student/optimizer.h"
 
 namespace retort {

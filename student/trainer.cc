@@ -72,7 +72,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const v1::TrainingSpec&
                                                          std::unique_ptr<TrainingModel> model, Dataset train,
                                                          Dataset validation) {
   if (training.packing()) return absl::InvalidArgumentError("student.training.packing: not supported in this version");
-  ASSIGN_OR_RETURN(BatchPlan plan, BatchPlan::Make({.samples = train.size(),
+  ASSIGN_OR_RETURN(EpochPlan plan, EpochPlan::Make({.samples = train.size(),
                                                     .seed = training.seed(),
                                                     .shuffle = training.shuffle(),
                                                     .epochs = training.num_train_epochs(),
@@ -84,7 +84,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const v1::TrainingSpec&
 }
 
 Trainer::Trainer(const v1::TrainingSpec& training, std::unique_ptr<TrainingModel> model, Dataset train,
-                 Dataset validation, BatchPlan plan)
+                 Dataset validation, EpochPlan plan)
     : training_(training),
       model_(std::move(model)),
       train_(std::move(train)),

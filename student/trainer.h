@@ -21,7 +21,7 @@
 #include "absl/status/statusor.h"
 #include "model/training_model.h"
 #include "retort/v1/job.pb.h"
-#include "student/batch_plan.h"
+#include "student/epoch_plan.h"
 #include "student/dataset.h"
 #include "student/gang.h"
 #include "student/optimizer.h"
@@ -43,7 +43,7 @@ class Trainer {
                                                          std::unique_ptr<TrainingModel> model, Dataset train,
                                                          Dataset validation);
 
-  const BatchPlan& plan() const { return plan_; }
+  const EpochPlan& plan() const { return plan_; }
   const v1::TrainingSpec& training() const { return training_; }
   TrainingModel& model() { return *model_; }
   int64_t numel() const { return numel_; }
@@ -70,7 +70,7 @@ class Trainer {
 
  private:
   Trainer(const v1::TrainingSpec& training, std::unique_ptr<TrainingModel> model, Dataset train, Dataset validation,
-          BatchPlan plan);
+          EpochPlan plan);
   static MicroBatch Collect(const Dataset& dataset, absl::Span<const int64_t> samples);
   bool EvaluatesAt(int64_t step) const;
   absl::Status CheckFinite(double loss, double norm, double learning_rate) const;
@@ -79,7 +79,7 @@ class Trainer {
   const std::unique_ptr<TrainingModel> model_;
   const Dataset train_;
   const Dataset validation_;
-  const BatchPlan plan_;
+  const EpochPlan plan_;
   const int64_t numel_;
   ScheduleOptions schedule_;
   AdamWOptions adamw_;

@@ -1,4 +1,4 @@
-#include "student/batch_plan.h"
+#include "student/epoch_plan.h"
 
 #include <algorithm>
 #include <cmath>
@@ -25,7 +25,7 @@ std::vector<int64_t> Permutation(int64_t count, uint64_t seed, int64_t epoch) {
   return order;
 }
 
-absl::StatusOr<BatchPlan> BatchPlan::Make(const BatchPlanOptions& options) {
+absl::StatusOr<EpochPlan> EpochPlan::Make(const EpochPlanOptions& options) {
   if (options.samples < 1) return absl::InvalidArgumentError("there is no sample to train on");
   if (options.micro_batch_samples < 1 || options.micro_batches_per_step < 1 ||
       options.micro_batches_per_step > (int64_t{1} << 20) || options.micro_batch_samples > (int64_t{1} << 20)) {
@@ -43,21 +43,21 @@ absl::StatusOr<BatchPlan> BatchPlan::Make(const BatchPlanOptions& options) {
     total = std::ceil(options.epochs * static_cast<double>(steps_per_epoch));
   }
   if (!(total <= 2147483647.0)) return absl::InvalidArgumentError(absl::StrCat(total, " steps are too many"));
-  return BatchPlan(options, steps_per_epoch, static_cast<int64_t>(total));
+  return EpochPlan(options, steps_per_epoch, static_cast<int64_t>(total));
 }
 
-Cursor BatchPlan::CursorAt(int64_t step) const {
+Cursor EpochPlan::CursorAt(int64_t step) const {
   RETORT_CHECK(step >= 0 && step <= total_steps_);
   return {step / steps_per_epoch_,
           step % steps_per_epoch_ * options_.micro_batch_samples * options_.micro_batches_per_step};
 }
 
-double BatchPlan::EpochsAt(int64_t step) const {
+double EpochPlan::EpochsAt(int64_t step) const {
   const Cursor cursor = CursorAt(step);
   return static_cast<double>(cursor.epoch) + static_cast<double>(cursor.index) / static_cast<double>(options_.samples);
 }
 
-const std::vector<int64_t>& BatchPlan::Order(int64_t epoch) const {
+const std::vector<int64_t>& EpochPlan::Order(int64_t epoch) const {
   if (order_epoch_ != epoch) {
     if (options_.shuffle) {
       order_ = Permutation(options_.samples, options_.seed, epoch);
@@ -70,7 +70,7 @@ const std::vector<int64_t>& BatchPlan::Order(int64_t epoch) const {
   return order_;
 }
 
-std::vector<std::vector<int64_t>> BatchPlan::Step(int64_t step) const {
+std::vector<std::vector<int64_t>> EpochPlan::Step(int64_t step) const {
   RETORT_CHECK(step < total_steps_);
   const Cursor cursor = CursorAt(step);
   const std::vector<int64_t>& order = Order(cursor.epoch);

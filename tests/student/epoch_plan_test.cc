@@ -1,4 +1,4 @@
-#include "student/batch_plan.h"
+#include "student/epoch_plan.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -11,8 +11,8 @@ namespace {
 
 using ::testing::ElementsAre;
 
-BatchPlan Make(const BatchPlanOptions& options) {
-  auto plan = BatchPlan::Make(options);
+EpochPlan Make(const EpochPlanOptions& options) {
+  auto plan = EpochPlan::Make(options);
   EXPECT_TRUE(plan.ok()) << plan.status();
   return *std::move(plan);
 }
@@ -37,11 +37,11 @@ TEST(PermutationTest, PutsEveryNumberAtEveryPlaceEquallyOften) {
 
 // Whatever the sizes: each epoch holds each sample once, in micro-batches and steps of at most the wanted size, and the
 // cursor counts what came before.
-TEST(BatchPlanTest, EverySampleExactlyOnceAnEpoch) {
+TEST(EpochPlanTest, EverySampleExactlyOnceAnEpoch) {
   for (int64_t samples = 1; samples <= 30; ++samples) {
     for (int64_t micro = 1; micro <= 4; ++micro) {
       for (int64_t accumulate = 1; accumulate <= 5; ++accumulate) {
-        const BatchPlan plan = Make({.samples = samples,
+        const EpochPlan plan = Make({.samples = samples,
                                      .seed = 7,
                                      .epochs = 2,
                                      .micro_batch_samples = micro,
@@ -77,25 +77,25 @@ TEST(BatchPlanTest, EverySampleExactlyOnceAnEpoch) {
   }
 }
 
-TEST(BatchPlanTest, AStepDoesNotDependOnThoseAskedForBefore) {
-  const BatchPlanOptions options{
+TEST(EpochPlanTest, AStepDoesNotDependOnThoseAskedForBefore) {
+  const EpochPlanOptions options{
       .samples = 20, .seed = 3, .epochs = 3, .micro_batch_samples = 3, .micro_batches_per_step = 2};
-  const BatchPlan forward = Make(options);
-  const BatchPlan backward = Make(options);
+  const EpochPlan forward = Make(options);
+  const EpochPlan backward = Make(options);
   std::vector<std::vector<std::vector<int64_t>>> steps;
   for (int64_t step = 0; step < forward.total_steps(); ++step) steps.push_back(forward.Step(step));
   for (int64_t step = backward.total_steps(); step-- > 0;) EXPECT_EQ(backward.Step(step), steps[step]);
 }
 
-TEST(BatchPlanTest, WithoutShufflingTheDataKeepsItsOrder) {
-  const BatchPlan plan =
+TEST(EpochPlanTest, WithoutShufflingTheDataKeepsItsOrder) {
+  const EpochPlan plan =
       Make({.samples = 5, .shuffle = false, .epochs = 2, .micro_batch_samples = 2, .micro_batches_per_step = 2});
   EXPECT_THAT(plan.Step(0), ElementsAre(ElementsAre(0, 1), ElementsAre(2, 3)));
   EXPECT_THAT(plan.Step(1), ElementsAre(ElementsAre(4)));
   EXPECT_THAT(plan.Step(2), ElementsAre(ElementsAre(0, 1), ElementsAre(2, 3)));
 }
 
-TEST(BatchPlanTest, CountsStepsAsTransformersDoes) {
+TEST(EpochPlanTest, CountsStepsAsTransformersDoes) {
   EXPECT_EQ(Make({.samples = 10, .epochs = 1.5, .micro_batch_samples = 2, .micro_batches_per_step = 2}).total_steps(),
             5);
   EXPECT_EQ(Make({.samples = 10, .epochs = 0.1}).total_steps(), 1);
@@ -103,11 +103,11 @@ TEST(BatchPlanTest, CountsStepsAsTransformersDoes) {
   EXPECT_DOUBLE_EQ(Make({.samples = 10, .epochs = 3, .micro_batch_samples = 4}).EpochsAt(4), 1.4);
 }
 
-TEST(BatchPlanTest, RefusesWhatCannotBeTrained) {
-  EXPECT_FALSE(BatchPlan::Make({.samples = 0}).ok());
-  EXPECT_FALSE(BatchPlan::Make({.samples = 1, .epochs = 0}).ok());
-  EXPECT_FALSE(BatchPlan::Make({.samples = 1, .epochs = 1e300}).ok());
-  EXPECT_FALSE(BatchPlan::Make({.samples = 1, .micro_batch_samples = 0}).ok());
+TEST(EpochPlanTest, RefusesWhatCannotBeTrained) {
+  EXPECT_FALSE(EpochPlan::Make({.samples = 0}).ok());
+  EXPECT_FALSE(EpochPlan::Make({.samples = 1, .epochs = 0}).ok());
+  EXPECT_FALSE(EpochPlan::Make({.samples = 1, .epochs = 1e300}).ok());
+  EXPECT_FALSE(EpochPlan::Make({.samples = 1, .micro_batch_samples = 0}).ok());
 }
 
 }  // namespace

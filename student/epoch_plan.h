@@ -12,7 +12,7 @@
 
 namespace retort {
 
-struct BatchPlanOptions {
+struct EpochPlanOptions {
   int64_t samples = 0;
   uint64_t seed = 0;
   bool shuffle = true;
@@ -32,10 +32,10 @@ struct Cursor {
 // Every epoch is a permutation of all samples, cut into steps of micro_batches_per_step micro-batches of
 // micro_batch_samples samples. The last step of an epoch has what is left: fewer micro-batches, the last of them maybe
 // shorter (as transformers trains with drop_last=False). Thread-compatible.
-class BatchPlan {
+class EpochPlan {
  public:
   // Errors: kInvalidArgument (no samples, a setting out of range, more than 2^31 steps).
-  static absl::StatusOr<BatchPlan> Make(const BatchPlanOptions& options);
+  static absl::StatusOr<EpochPlan> Make(const EpochPlanOptions& options);
 
   int64_t total_steps() const { return total_steps_; }
   int64_t steps_per_epoch() const { return steps_per_epoch_; }
@@ -49,11 +49,11 @@ class BatchPlan {
   std::vector<std::vector<int64_t>> Step(int64_t step) const;
 
  private:
-  BatchPlan(const BatchPlanOptions& options, int64_t steps_per_epoch, int64_t total_steps)
+  EpochPlan(const EpochPlanOptions& options, int64_t steps_per_epoch, int64_t total_steps)
       : options_(options), steps_per_epoch_(steps_per_epoch), total_steps_(total_steps) {}
   const std::vector<int64_t>& Order(int64_t epoch) const;
 
-  BatchPlanOptions options_;
+  EpochPlanOptions options_;
   int64_t steps_per_epoch_;
   int64_t total_steps_;
   mutable std::vector<int64_t> order_;  // of order_epoch_
