@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
@@ -12,6 +13,8 @@
 #include "model/weights.h"
 
 namespace retort {
+
+inline constexpr int64_t kMaxLoraRank = 65536;
 
 struct LoraConfig {
   int64_t r = 16;

@@ -28,6 +28,9 @@ class Tokenizer {
   virtual ~Tokenizer() = default;
 
   virtual absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, bool add_special_tokens) const = 0;
+  // One list for each text; Load's tokenizer uses every core.
+  virtual absl::StatusOr<std::vector<std::vector<int32_t>>> EncodeBatch(const std::vector<std::string>& texts,
+                                                                        bool add_special_tokens) const;
   // Errors: kInvalidArgument (an id outside the vocabulary).
   virtual absl::StatusOr<std::string> Decode(const std::vector<int32_t>& ids, bool skip_special_tokens) const = 0;
   // As transformers' apply_chat_template(tokenize=False): byte for byte. `messages_json` is a JSON list of messages as

@@ -1,0 +1,238 @@
+//! Hugging Face tokenizers and chat templates behind a small C ABI; see ../tokenizer_ffi.h.
+//!
+//! Every entry point catches panics. Bytes and id lists that the library hands out are freed by it.
+
+mod limits;
+mod python_json;
+mod template;
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::slice;
+
+use template::{ChatTemplate, RenderError};
+use tokenizers::Tokenizer;
+
+#[global_allocator]
+static ALLOCATOR: limits::MeteredAllocator = limits::MeteredAllocator;
+
+pub const OK: i32 = 0;
+pub const INVALID: i32 = 1;
+pub const EXHAUSTED: i32 = 2;
+pub const PANICKED: i32 = 3;
+
+#[repr(C)]
+pub struct Slice {
+    data: *const u8,
+    size: usize,
+}
+
+impl Slice {
+    unsafe fn bytes<'a>(&self) -> &'a [u8] {
+        if self.size == 0 {
+            return &[];
+        }
+        slice::from_raw_parts(self.data, self.size)
+    }
+
+    unsafe fn text<'a>(&self) -> Result<&'a str, Failure> {
+        std::str::from_utf8(self.bytes()).map_err(|error| Failure::invalid(format!("not valid UTF-8: {error}")))
+    }
+}
+
+#[repr(C)]
+pub struct Bytes {
+    data: *mut u8,
+    size: usize,
+}
+
+impl Bytes {
+    fn from_vec(bytes: Vec<u8>) -> Bytes {
+        let mut boxed = bytes.into_boxed_slice();
+        let result = Bytes { data: boxed.as_mut_ptr(), size: boxed.len() };
+        std::mem::forget(boxed);
+        result
+    }
+}
+
+#[repr(C)]
+pub struct Ids {
+    data: *mut u32,
+    size: usize,
+}
+
+impl Ids {
+    fn from_slice(ids: &[u32]) -> Ids {
+        let mut boxed: Box<[u32]> = ids.into();
+        let result = Ids { data: boxed.as_mut_ptr(), size: boxed.len() };
+        std::mem::forget(boxed);
+        result
+    }
+}
+
+pub struct Failure {
+    code: i32,
+    message: String,
+}
+
+impl Failure {
+    fn invalid(message: impl ToString) -> Failure {
+        Failure { code: INVALID, message: message.to_string() }
+    }
+}
+
+impl From<RenderError> for Failure {
+    fn from(error: RenderError) -> Failure {
+        match error {
+            RenderError::Invalid(message) => Failure { code: INVALID, message },
+            RenderError::Exhausted(message) => Failure { code: EXHAUSTED, message },
+        }
+    }
+}
+
+/// Runs `body`; on failure writes the message to `error` and returns its code.
+unsafe fn guarded(error: *mut Bytes, body: impl FnOnce() -> Result<(), Failure>) -> i32 {
+    let failure = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => return OK,
+        Ok(Err(failure)) => failure,
+        Err(panic) => Failure { code: PANICKED, message: limits::panic_message(panic.as_ref()) },
+    };
+    error.write(Bytes::from_vec(failure.message.into_bytes()));
+    failure.code
+}
+
+/// # Safety
+/// `json` is readable; `tokenizer` and `error` are writable.
+#[no_mangle]
+pub unsafe extern "C" fn retort_tokenizer_new(json: Slice, tokenizer: *mut *mut Tokenizer, error: *mut Bytes) -> i32 {
+    guarded(error, || {
+        let mut loaded = Tokenizer::from_bytes(json.bytes()).map_err(Failure::invalid)?;
+        // As transformers does before each call: what the file says about them is for batches of one length.
+        loaded.with_truncation(None).map_err(Failure::invalid)?;
+        loaded.with_padding(None);
+        tokenizer.write(Box::into_raw(Box::new(loaded)));
+        Ok(())
+    })
+}
+
+/// # Safety
+/// `tokenizer` came from `retort_tokenizer_new` and is not used again.
+#[no_mangle]
+pub unsafe extern "C" fn retort_tokenizer_free(tokenizer: *mut Tokenizer) {
+    drop(Box::from_raw(tokenizer));
+}
+
+/// # Safety
+/// `texts` holds `count` slices; `ids` has room for `count` lists.
+#[no_mangle]
+pub unsafe extern "C" fn retort_tokenizer_encode(
+    tokenizer: *const Tokenizer,
+    texts: *const Slice,
+    count: usize,
+    add_special_tokens: bool,
+    ids: *mut Ids,
+    error: *mut Bytes,
+) -> i32 {
+    guarded(error, || {
+        let tokenizer = &*tokenizer;
+        let mut inputs = Vec::with_capacity(count);
+        for text in slice::from_raw_parts(texts, count) {
+            inputs.push(text.text()?);
+        }
+        let encodings = if let [input] = inputs[..] {
+            vec![tokenizer.encode_fast(input, add_special_tokens).map_err(Failure::invalid)?]
+        } else {
+            tokenizer.encode_batch_fast(inputs, add_special_tokens).map_err(Failure::invalid)?
+        };
+        for (index, encoding) in encodings.iter().enumerate() {
+            ids.add(index).write(Ids::from_slice(encoding.get_ids()));
+        }
+        Ok(())
+    })
+}
+
+/// # Safety
+/// `ids` holds `count` ids.
+#[no_mangle]
+pub unsafe extern "C" fn retort_tokenizer_decode(
+    tokenizer: *const Tokenizer,
+    ids: *const u32,
+    count: usize,
+    skip_special_tokens: bool,
+    text: *mut Bytes,
+    error: *mut Bytes,
+) -> i32 {
+    guarded(error, || {
+        let tokenizer = &*tokenizer;
+        let ids = if count == 0 { &[] } else { slice::from_raw_parts(ids, count) };
+        if let Some(id) = ids.iter().find(|id| tokenizer.id_to_token(**id).is_none()) {
+            return Err(Failure::invalid(format!("token id {id} is outside the vocabulary")));
+        }
+        let decoded = tokenizer.decode(ids, skip_special_tokens).map_err(Failure::invalid)?;
+        text.write(Bytes::from_vec(decoded.into_bytes()));
+        Ok(())
+    })
+}
+
+/// # Safety
+/// `tokenizer` is valid. -1: no such token.
+#[no_mangle]
+pub unsafe extern "C" fn retort_tokenizer_token_to_id(tokenizer: *const Tokenizer, token: Slice) -> i64 {
+    let find = || token.text().ok().and_then(|token| (*tokenizer).token_to_id(token)).map_or(-1, i64::from);
+    catch_unwind(AssertUnwindSafe(find)).unwrap_or(-1)
+}
+
+/// # Safety
+/// `tokenizer` is valid.
+#[no_mangle]
+pub unsafe extern "C" fn retort_tokenizer_vocab_size(tokenizer: *const Tokenizer) -> usize {
+    catch_unwind(AssertUnwindSafe(|| (*tokenizer).get_vocab_size(true))).unwrap_or(0)
+}
+
+/// # Safety
+/// `source` is readable; `template` and `error` are writable.
+#[no_mangle]
+pub unsafe extern "C" fn retort_template_new(source: Slice, template: *mut *mut ChatTemplate, error: *mut Bytes) -> i32 {
+    guarded(error, || {
+        let compiled = ChatTemplate::compile(source.text()?)?;
+        template.write(Box::into_raw(Box::new(compiled)));
+        Ok(())
+    })
+}
+
+/// # Safety
+/// `template` came from `retort_template_new` and is not used again.
+#[no_mangle]
+pub unsafe extern "C" fn retort_template_free(template: *mut ChatTemplate) {
+    drop(Box::from_raw(template));
+}
+
+/// # Safety
+/// `template` is valid, `messages` and `variables` are readable, `text` and `error` are writable.
+#[no_mangle]
+pub unsafe extern "C" fn retort_template_render(
+    template: *const ChatTemplate,
+    messages: Slice,
+    variables: Slice,
+    text: *mut Bytes,
+    error: *mut Bytes,
+) -> i32 {
+    guarded(error, || {
+        let rendered = (*template).render(messages.text()?, variables.text()?)?;
+        text.write(Bytes::from_vec(rendered.into_bytes()));
+        Ok(())
+    })
+}
+
+/// # Safety
+/// `bytes` came from this library and is not used again.
+#[no_mangle]
+pub unsafe extern "C" fn retort_bytes_free(bytes: Bytes) {
+    drop(Box::from_raw(slice::from_raw_parts_mut(bytes.data, bytes.size)));
+}
+
+/// # Safety
+/// `ids` came from this library and is not used again.
+#[no_mangle]
+pub unsafe extern "C" fn retort_ids_free(ids: Ids) {
+    drop(Box::from_raw(slice::from_raw_parts_mut(ids.data, ids.size)));
+}

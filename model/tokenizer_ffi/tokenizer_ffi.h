@@ -1,0 +1,54 @@
+// The C ABI of the Rust crate in this folder.
+//
+// Functions that can fail return a RetortFfiCode and, when it is not kRetortFfiOk, write a message to `error`, to be
+// freed with retort_bytes_free. Texts are UTF-8 and may hold NUL. Objects may be used by several threads at once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+extern "C" {
+
+enum RetortFfiCode : int32_t {
+  kRetortFfiOk = 0,
+  kRetortFfiInvalid = 1,
+  kRetortFfiExhausted = 2,  // a template went over its limits of memory, time, instructions or output
+  kRetortFfiPanicked = 3,
+};
+
+struct RetortSlice {
+  const uint8_t* data;
+  size_t size;
+};
+struct RetortBytes {
+  uint8_t* data;
+  size_t size;
+};
+struct RetortIds {
+  uint32_t* data;
+  size_t size;
+};
+
+struct RetortTokenizer;
+struct RetortTemplate;
+
+int32_t retort_tokenizer_new(RetortSlice json, RetortTokenizer** tokenizer, RetortBytes* error);
+void retort_tokenizer_free(RetortTokenizer* tokenizer);
+// Writes one list for each text; on failure none.
+int32_t retort_tokenizer_encode(const RetortTokenizer* tokenizer, const RetortSlice* texts, size_t count,
+                                bool add_special_tokens, RetortIds* ids, RetortBytes* error);
+int32_t retort_tokenizer_decode(const RetortTokenizer* tokenizer, const uint32_t* ids, size_t count,
+                                bool skip_special_tokens, RetortBytes* text, RetortBytes* error);
+int64_t retort_tokenizer_token_to_id(const RetortTokenizer* tokenizer, RetortSlice token);
+size_t retort_tokenizer_vocab_size(const RetortTokenizer* tokenizer);
+
+int32_t retort_template_new(RetortSlice source, RetortTemplate** compiled, RetortBytes* error);
+void retort_template_free(RetortTemplate* compiled);
+// `messages`: a JSON list; `variables`: a JSON object of the template's other variables.
+int32_t retort_template_render(const RetortTemplate* compiled, RetortSlice messages, RetortSlice variables,
+                               RetortBytes* text, RetortBytes* error);
+
+void retort_bytes_free(RetortBytes bytes);
+void retort_ids_free(RetortIds ids);
+
+}  // extern "C"
