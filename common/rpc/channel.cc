@@ -10,6 +10,7 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <cstdlib>
 #include <map>
 #include <utility>
 
@@ -26,6 +27,12 @@ namespace {
 constexpr int64_t kMaxPemBytes = 1 << 20;
 constexpr size_t kMinTokenBytes = 16;
 constexpr size_t kMaxTokenBytes = 1024;
+
+// gRPC reads a connection's handshake only while some call waits on the channel; between the calls of a caller that
+// retries, that is left to a background poll of every 5 s, and so was finding a restarted coordinator. Set before main,
+// while there is one thread and gRPC has not read it.
+[[maybe_unused]] const int kBackupPollIsSet =
+    setenv("GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS", "100", /*overwrite=*/0);
 
 class BearerToken final : public grpc::MetadataCredentialsPlugin {
  public:
