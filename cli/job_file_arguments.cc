@@ -43,10 +43,10 @@ bool LoadOrComplain(const JobFileArguments& arguments, const Globals& globals, J
 
 std::vector<std::string> StageNames(const v1::JobSpec& spec) {
   std::vector<std::string> stages;
-  if (spec.has_teacher()) stages = {"generate", "curate"};
+  if (spec.has_teacher() && spec.prompts_size() > 0) stages = {"generate", "curate"};
   if (spec.has_student()) stages.push_back("train");
   if (spec.evaluate_size() > 0) stages.push_back("evaluate");
-  if (spec.has_student() && (spec.export_().adapter() || !spec.export_().merged().empty())) stages.push_back("export");
+  if (spec.has_student() && !spec.export_().merged().empty()) stages.push_back("export");
   return stages;
 }
 

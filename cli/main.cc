@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "cli/command.h"
+#include "cli/model_verbs.h"
 
 namespace retort::cli {
 namespace {
@@ -26,6 +27,7 @@ void AddGlobalOptions(CLI::App* app, Globals* globals) {
 }
 
 int Main(int argc, char** argv) {
+  if (argc > 1 && IsModelVerb(argv[1])) return RunModelVerb(argc, argv);
   Context context;
   context.globals.program = argc > 0 ? argv[0] : "distctl";
   CLI::App app("Distils a reasoning teacher into a small student: submit a job file, watch it, fetch the result.",
@@ -35,7 +37,19 @@ int Main(int argc, char** argv) {
       "`distctl VERB --help` describes a verb. Global options may stand before or after it.\n"
       "Exit codes: 0 done; 2 wrong arguments or an invalid job file; 1 anything else; 130 interrupted.");
   AddGlobalOptions(&app, &context.globals);
+  AddSubmit(&app, &context);
   AddValidate(&app, &context);
+  AddPlan(&app, &context);
+  AddList(&app, &context);
+  AddStatus(&app, &context);
+  AddLogs(&app, &context);
+  AddCancel(&app, &context);
+  AddResume(&app, &context);
+  AddArtifacts(&app, &context);
+  AddExport(&app, &context);
+  AddWorkers(&app, &context);
+  AddStore(&app, &context);
+  AddModelVerbs(&app, &context);
   AddVersion(&app, &context);
   try {
     app.parse(argc, argv);

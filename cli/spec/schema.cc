@@ -149,7 +149,10 @@ void CollectByName(const KeyNode& node, absl::string_view name, std::vector<std:
   }
 }
 
-std::string PlainNumber(double value) { return absl::StrCat(value); }
+std::string PlainNumber(double value) {
+  if (value == std::floor(value) && std::abs(value) < 1e15) return absl::StrCat(static_cast<int64_t>(value));
+  return absl::StrCat(value);
+}
 
 std::string ChoicesText(absl::string_view choices) {
   std::vector<absl::string_view> supported;

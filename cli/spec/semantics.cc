@@ -32,6 +32,7 @@ class Checker {
     if (!diagnostics_->Touches(path)) diagnostics_->Add(origins_.Of(path), path, message);
   }
   bool Wrote(absl::string_view path) const { return origins_.Wrote(path); }
+  bool Generates() const { return spec_.has_teacher() && Wrote("prompts"); }
 
   void CheckName() {
     const std::string& name = spec_.name();
@@ -52,7 +53,8 @@ class Checker {
     if (dataset && prompts) {
       Complain("dataset", "stands beside prompts; a job has either prompts and teacher, or dataset");
     } else if (dataset && teacher) {
-      Complain("dataset", "stands beside teacher; a job has either prompts and teacher, or dataset");
+      // The one use of a teacher there: to compare with in an evaluation.
+      if (!Wrote("evaluate")) Complain("teacher", "it has no prompts to answer; dataset stands in their place");
     } else if (prompts && !teacher) {
       Complain("prompts",
                "there is no teacher to answer them; add teacher, e.g. teacher: {backend: native, model: DIR}");
@@ -113,7 +115,7 @@ class Checker {
   }
 
   void CheckCurate() {
-    if (!spec_.has_teacher()) {
+    if (!Generates()) {
       if (Wrote("curate")) Complain("curate", "only traces are curated; a dataset is taken as it is");
       spec_.clear_curate();
       return;
@@ -134,7 +136,7 @@ class Checker {
   }
 
   bool HasValidationData() const {
-    if (spec_.has_teacher()) return spec_.curate().split().validation() > 0;
+    if (Generates()) return spec_.curate().split().validation() > 0;
     for (const v1::DatasetSource& source : spec_.dataset()) {
       if (source.split() == "validation") return true;
     }
@@ -169,8 +171,8 @@ class Checker {
         training->eval_strategy() == v1::EVAL_STRATEGY_STEPS || training->eval_strategy() == v1::EVAL_STRATEGY_EPOCH;
     if (evaluates && !HasValidationData()) {
       Complain("student.training.eval_strategy",
-               spec_.has_teacher() ? "there is no validation data; give curate.split.validation"
-                                   : "there is no validation data; give a dataset with split: validation");
+               Generates() ? "there is no validation data; give curate.split.validation"
+                           : "there is no validation data; give a dataset with split: validation");
     }
     if (student->device() == "cpu" && training->reduction() == v1::REDUCTION_NCCL) {
       Complain("student.training.reduction", "nccl needs device: cuda");

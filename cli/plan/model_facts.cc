@@ -1,0 +1,74 @@
+#include "cli/plan/model_facts.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "common/json.h"
+#include "common/status.h"
+
+namespace retort::cli {
+namespace {
+
+constexpr int64_t kMaxSize = int64_t{1} << 32;
+
+absl::StatusOr<int64_t> Size(const nlohmann::json& config, const std::string& path, const char* key, int64_t fallback) {
+  const auto it = config.find(key);
+  if (it == config.end() || it->is_null()) {
+    if (fallback > 0) return fallback;
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", key, ": missing"));
+  }
+  if (!it->is_number_integer() || it->get<int64_t>() < 1 || it->get<int64_t>() > kMaxSize) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", key, ": wants a whole number >= 1"));
+  }
+  return it->get<int64_t>();
+}
+
+}  // namespace
+
+int64_t ModelFacts::LoraParameters(int64_t r, const std::vector<std::string>& target_modules) const {
+  const bool all = target_modules.size() == 1 && target_modules[0] == "all-linear";
+  int64_t sum = 0;
+  for (const TensorInfo& tensor : linears) {
+    absl::string_view module = tensor.name;
+    absl::ConsumeSuffix(&module, ".weight");
+    const bool wanted =
+        all || std::any_of(target_modules.begin(), target_modules.end(), [&](const std::string& target) {
+          return module == target || absl::EndsWith(module, "." + target);
+        });
+    if (wanted) sum += r * (tensor.shape[0] + tensor.shape[1]);
+  }
+  return sum;
+}
+
+absl::StatusOr<ModelFacts> ReadModelFacts(const std::string& folder) {
+  const std::string path = folder + "/config.json";
+  ASSIGN_OR_RETURN(const nlohmann::json config, ReadJsonFile(path));
+  if (!config.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, " is not a JSON object"));
+  ModelFacts facts;
+  ASSIGN_OR_RETURN(facts.layers, Size(config, path, "num_hidden_layers", 0));
+  ASSIGN_OR_RETURN(facts.hidden_size, Size(config, path, "hidden_size", 0));
+  ASSIGN_OR_RETURN(facts.intermediate_size, Size(config, path, "intermediate_size", 4 * facts.hidden_size));
+  ASSIGN_OR_RETURN(facts.attention_heads, Size(config, path, "num_attention_heads", 0));
+  ASSIGN_OR_RETURN(facts.key_value_heads, Size(config, path, "num_key_value_heads", facts.attention_heads));
+  ASSIGN_OR_RETURN(facts.head_dim,
+                   Size(config, path, "head_dim", std::max<int64_t>(1, facts.hidden_size / facts.attention_heads)));
+  ASSIGN_OR_RETURN(facts.vocab_size, Size(config, path, "vocab_size", 0));
+  ASSIGN_OR_RETURN(facts.max_positions, Size(config, path, "max_position_embeddings", 2048));
+  ASSIGN_OR_RETURN(std::vector<TensorInfo> tensors, ReadModelTensors(folder));
+  for (TensorInfo& tensor : tensors) {
+    int64_t elements = 1;
+    for (const int64_t size : tensor.shape) elements *= size;
+    facts.parameters += elements;
+    facts.weight_bytes += tensor.bytes;
+    if (tensor.shape.size() == 2 && absl::StrContains(tensor.name, "layers.") &&
+        absl::EndsWith(tensor.name, ".weight")) {
+      facts.linears.push_back(std::move(tensor));
+    }
+  }
+  return facts;
+}
+
+}  // namespace retort::cli

@@ -1,0 +1,34 @@
+// What a model folder says about its size, read from config.json and the safetensors headers alone.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "cli/spec/local_checks.h"
+
+namespace retort::cli {
+
+struct ModelFacts {
+  int64_t parameters = 0;
+  int64_t weight_bytes = 0;  // as stored
+  int64_t layers = 0;
+  int64_t hidden_size = 0;
+  int64_t intermediate_size = 0;
+  int64_t attention_heads = 0;
+  int64_t key_value_heads = 0;
+  int64_t head_dim = 0;
+  int64_t vocab_size = 0;
+  int64_t max_positions = 0;
+  std::vector<TensorInfo> linears;  // two-dimensional weights of the layers: what LoRA can adapt
+
+  // Parameters of an adapter of rank `r`: r * (in + out) for every linear whose module is named in `target_modules`, or
+  // for all.
+  int64_t LoraParameters(int64_t r, const std::vector<std::string>& target_modules) const;
+};
+
+// Errors: kNotFound, kInvalidArgument (config.json lacks a size, a damaged file).
+absl::StatusOr<ModelFacts> ReadModelFacts(const std::string& folder);
+
+}  // namespace retort::cli

@@ -1,0 +1,101 @@
+#include "cli/plan/plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "cli/spec/job_file.h"
+
+namespace retort::cli {
+namespace {
+
+v1::JobSpec Spec(const std::string& text) {
+  Diagnostics diagnostics;
+  v1::JobSpec spec = ParseJobSpec(text, "job.yaml", {}, &diagnostics).spec;
+  EXPECT_EQ(diagnostics.ToString(), "");
+  return spec;
+}
+
+ModelFacts Model() {
+  ModelFacts facts{.parameters = 1000,
+                   .layers = 2,
+                   .hidden_size = 8,
+                   .intermediate_size = 16,
+                   .attention_heads = 2,
+                   .key_value_heads = 1,
+                   .head_dim = 4,
+                   .vocab_size = 100,
+                   .max_positions = 64};
+  facts.linears = {{.name = "model.layers.0.self_attn.q_proj.weight", .shape = {8, 8}},
+                   {.name = "model.layers.0.mlp.up_proj.weight", .shape = {16, 8}}};
+  return facts;
+}
+
+TEST(PlanTest, TrainingOverADataset) {
+  v1::JobSpec spec = Spec(R"(name: d
+dataset: [{path: t.jsonl}, {path: v.jsonl, split: validation}]
+student:
+  model_name_or_path: m
+  lora: {r: 4, target_modules: [q_proj]}
+  training: {per_device_train_batch_size: 2, gradient_accumulation_steps: 4, num_train_epochs: 2}
+  workers: {min: 1, max: 6}
+)");
+  spec.mutable_dataset(0)->set_rows(100);
+  spec.mutable_dataset(1)->set_rows(7);
+  const ModelFacts model = Model();
+  const JobPlan plan = MakePlan(spec, {"train"}, {}, nullptr, &model);
+  ASSERT_TRUE(plan.train.has_value());
+  EXPECT_TRUE(plan.train->rows_exact);
+  EXPECT_EQ(plan.train->rows, 100);
+  EXPECT_EQ(plan.train->validation_rows, 7);
+  EXPECT_EQ(plan.train->batch, 8);
+  EXPECT_EQ(plan.train->steps, 26);
+  EXPECT_EQ(plan.train->max_workers, 4);
+  EXPECT_THAT(plan.train->shares, testing::ElementsAre(1, 1, 1, 1));
+  EXPECT_THAT(plan.notes, testing::ElementsAre(
+                              "student.workers.max is 6, but a step has 4 micro-batches "
+                              "(student.training.gradient_accumulation_steps): no more workers than that are placed"));
+  ASSERT_EQ(plan.memory.size(), 1u);
+  EXPECT_EQ(plan.memory[0].weights, 4000);
+  EXPECT_EQ(plan.memory[0].adapter, 4 * (8 + 8) * 4);
+  EXPECT_EQ(plan.memory[0].optimizer, 2 * plan.memory[0].adapter);
+  EXPECT_EQ(plan.disk.checkpoint, 3 * plan.memory[0].adapter);
+}
+
+TEST(PlanTest, GenerationBoundsTraining) {
+  const v1::JobSpec spec = Spec(R"(name: g
+prompts: [{path: p.jsonl, weight: 0.5}]
+teacher: {model: m, sampling: {n: 4, max_tokens: 10}, workers: {min: 1, max: 3}}
+curate: {verify: {kind: number}, split: {validation: 0.1}}
+student: {model_name_or_path: m, lora: {}, training: {gradient_accumulation_steps: 3}, workers: {max: 2}}
+evaluate: [{prompts: e.jsonl, n: 2}]
+)");
+  const JobPlan plan = MakePlan(spec, {"generate", "curate", "train", "evaluate"},
+                                {.prompts = {101}, .evaluations = {30}}, nullptr, nullptr);
+  EXPECT_EQ(plan.generate->prompts, 50);
+  EXPECT_EQ(plan.generate->samples, 200);
+  EXPECT_EQ(plan.disk.traces_at_most, 200 * 10 * 8);
+  EXPECT_FALSE(plan.train->rows_exact);
+  EXPECT_EQ(plan.train->rows, 180);
+  EXPECT_THAT(plan.train->shares, testing::ElementsAre(2, 1));
+  EXPECT_EQ(plan.evaluations[0].samples, 30 * 2 * 3);
+}
+
+TEST(PlanTest, SaysWhenNothingWouldBeTrained) {
+  v1::JobSpec spec = Spec(R"(name: d
+dataset: [{path: t.jsonl}]
+student: {model_name_or_path: m, lora: {target_modules: [w_q]}}
+)");
+  spec.mutable_dataset(0)->set_rows(100);
+  const ModelFacts model = Model();
+  EXPECT_THAT(MakePlan(spec, {"train"}, {}, nullptr, &model).notes,
+              testing::ElementsAre(testing::HasSubstr("there would be nothing to train")));
+}
+
+TEST(ModelFactsTest, LoraParametersOfAllLinears) {
+  EXPECT_EQ(Model().LoraParameters(4, {"all-linear"}), 4 * (16 + 24));
+  EXPECT_EQ(Model().LoraParameters(4, {"up_proj"}), 4 * 24);
+  EXPECT_EQ(Model().LoraParameters(4, {"proj"}), 0);
+}
+
+}  // namespace
+}  // namespace retort::cli

@@ -1,0 +1,158 @@
+// The real binary: what it prints and how it ends.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "common/version.h"
+
+namespace retort::cli {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+struct Ended {
+  int exit_code = -1;
+  std::string out;
+  std::string err;
+};
+
+class ProgramTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (fs::temp_directory_path() / "program_test.XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+    const char* bin = std::getenv("RETORT_BIN_DIR");
+    ASSERT_NE(bin, nullptr);
+    distctl_ = absl::StrCat(bin, "/distctl");
+    Write("train.jsonl", R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})"
+                         "\n");
+    Write("model/config.json",
+          R"({"num_hidden_layers": 1, "hidden_size": 4, "num_attention_heads": 1, "vocab_size": 10})");
+    Write("model/tokenizer.json", "{}");
+    const std::string header = R"({"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})";
+    std::string length(8, '\0');
+    length[0] = static_cast<char>(header.size());
+    Write("model/model.safetensors", length + header + std::string(4, '\0'));
+    Write("job.yaml", "name: j\ndataset: [{path: train.jsonl}]\nstudent: {model_name_or_path: model, lora: {r: 2}}\n");
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  void Write(const std::string& path, const std::string& text) {
+    fs::create_directories((folder_ / path).parent_path());
+    std::ofstream(folder_ / path, std::ios::binary) << text;
+  }
+  static std::string Read(const fs::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+
+  // Runs `distctl <arguments>` in the test's folder with a state folder of its own.
+  Ended Distctl(const std::string& arguments) {
+    const std::string command =
+        absl::StrCat("cd ", folder_.string(), " && RETORT_STATE_DIR=", (folder_ / "state").string(),
+                     " RETORT_COORDINATOR= ", distctl_, " ", arguments, " >out.txt 2>err.txt");
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, Read(folder_ / "out.txt"), Read(folder_ / "err.txt")};
+  }
+
+  fs::path folder_;
+  std::string distctl_;
+};
+
+TEST_F(ProgramTest, Version) {
+  const Ended run = Distctl("version");
+  EXPECT_EQ(run.exit_code, 0);
+  EXPECT_EQ(run.out, absl::StrCat("distctl ", std::string(kVersion), "\n"));
+  EXPECT_EQ(nlohmann::json::parse(Distctl("version --json").out)["version"], std::string(kVersion));
+  EXPECT_EQ(nlohmann::json::parse(Distctl("--state-dir x version --json").out)["version"], std::string(kVersion));
+}
+
+TEST_F(ProgramTest, WrongArgumentsEndWithTwo) {
+  for (const char* arguments : {"", "nonsense", "list --nonsense", "status", "submit", "validate a b", "list --limit 0",
+                                "artifacts", "store import x", "export job"}) {
+    const Ended run = Distctl(arguments);
+    EXPECT_EQ(run.exit_code, 2) << arguments;
+    EXPECT_THAT(run.err, HasSubstr("distctl: ")) << arguments;
+    EXPECT_EQ(run.out, "") << arguments;
+  }
+}
+
+TEST_F(ProgramTest, HelpEndsWithZero) {
+  EXPECT_EQ(Distctl("--help").exit_code, 0);
+  EXPECT_THAT(Distctl("submit --help").out, HasSubstr("--watch"));
+}
+
+TEST_F(ProgramTest, Validate) {
+  const Ended run = Distctl("validate job.yaml");
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(run.out, "job.yaml: valid; job j: train\n");
+  const Ended bad = Distctl("validate job.yaml --set student.lora.rank=3 --set student.lora.r=0");
+  EXPECT_EQ(bad.exit_code, 2);
+  EXPECT_EQ(bad.err,
+            "--set student.lora.rank=3: student.lora.rank: unknown key; did you mean \"r\"?\n"
+            "--set student.lora.r=0: student.lora.r: 0 is out of range, wants a whole number in [1, 65536]\n");
+}
+
+TEST_F(ProgramTest, SetTakesOneArgumentEach) {
+  EXPECT_EQ(Distctl("validate --set student.lora.r=4 job.yaml").exit_code, 0);
+  EXPECT_EQ(Distctl("validate '--set=student.lora.target_modules=[q_proj, k_proj]' job.yaml").exit_code, 0);
+  EXPECT_EQ(Distctl("validate --set 'student.lora.target_modules=[q_proj, k_proj]' job.yaml").exit_code, 0);
+}
+
+TEST_F(ProgramTest, ValidateJsonListsErrors) {
+  Write("bad.yaml", "name: j\ndataset: [{path: train.jsonl}]\nstudent: {model_name_or_path: model, lora: {rank: 2}}\n");
+  const Ended run = Distctl("validate bad.yaml --json");
+  EXPECT_EQ(run.exit_code, 2);
+  const nlohmann::json document = nlohmann::json::parse(run.out);
+  EXPECT_EQ(document["valid"], false);
+  EXPECT_EQ(document["errors"][0]["line"], 3);
+  EXPECT_EQ(document["errors"][0]["column"], 45);
+  EXPECT_EQ(document["errors"][0]["path"], "student.lora.rank");
+}
+
+TEST_F(ProgramTest, MissingModelEndsWithTwoAndLeavesNothing) {
+  const Ended run = Distctl("submit job.yaml --set student.model_name_or_path=gone");
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_THAT(run.err, HasSubstr("student.model_name_or_path: "));
+  EXPECT_THAT(run.err, HasSubstr("/gone does not exist; wants a Hugging Face folder"));
+  EXPECT_FALSE(fs::exists(folder_ / "out"));
+}
+
+TEST_F(ProgramTest, UsedOutputFolderIsRefused) {
+  Write("out/j/result.json", "{\"job\": \"j-000000\"}");
+  const Ended run = Distctl("submit job.yaml");
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_THAT(run.err, HasSubstr("out/j already holds a result (result.json); give --overwrite"));
+}
+
+TEST_F(ProgramTest, NoCoordinator) {
+  const Ended none = Distctl("list");
+  EXPECT_EQ(none.exit_code, 1);
+  EXPECT_THAT(none.err, HasSubstr("start one with `distctl local up`"));
+  Write("state/token", "0123456789abcdef0123456789abcdef");
+  fs::permissions(folder_ / "state/token", fs::perms::owner_read);
+  const Ended dead = Distctl("--coordinator 127.0.0.1:1 list");
+  EXPECT_EQ(dead.exit_code, 1);
+  EXPECT_EQ(dead.err, "distctl: no coordinator answers at 127.0.0.1:1; start one with `distctl local up`\n");
+}
+
+TEST_F(ProgramTest, PlanCountsWithoutACoordinator) {
+  const Ended run = Distctl("plan job.yaml --json");
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  const nlohmann::json plan = nlohmann::json::parse(run.out);
+  EXPECT_EQ(plan["train"]["rows"], 1);
+  EXPECT_EQ(plan["train"]["batch"], 8);
+  EXPECT_EQ(plan["memory_bytes"]["student"]["weights"], 4);
+}
+
+}  // namespace
+}  // namespace retort::cli
