@@ -38,7 +38,7 @@ class ExitReporterTest : public testing::Test {
 };
 
 TEST_F(ExitReporterTest, RepeatsUntilHeardInOrder) {
-  answers_ = {absl::DeadlineExceededError("slow"), absl::UnavailableError("away")};
+  answers_ = {absl::DeadlineExceededError("slow"), absl::NotFoundError("register")};
   reporter_.Report(ExitOf("a"));
   reporter_.Report(ExitOf("b"));
   ASSERT_TRUE(reporter_.Drain(absl::Seconds(10)));
@@ -47,7 +47,7 @@ TEST_F(ExitReporterTest, RepeatsUntilHeardInOrder) {
 }
 
 TEST_F(ExitReporterTest, ARefusalEndsIt) {
-  answers_ = {absl::NotFoundError("no such task")};
+  answers_ = {absl::InvalidArgumentError("no such task")};
   reporter_.Report(ExitOf("a"));
   ASSERT_TRUE(reporter_.Drain(absl::Seconds(10)));
   EXPECT_EQ(events_, std::vector<std::string>({"log a", "send a", "done a"}));
