@@ -1,0 +1,41 @@
+#include "teacher_gen/model_loader.h"
+
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "common/status.h"
+#include "model/device.h"
+#include "model/lora.h"
+
+namespace retort {
+
+absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
+  LoadedModel loaded;
+  ASSIGN_OR_RETURN(const c10::Device device, ChooseDevice(options.device.empty() ? "auto" : options.device));
+  std::string dtype = options.dtype;
+  if (dtype.empty()) dtype = device.is_cpu() ? "float32" : "bfloat16";
+  if (dtype == "float32") {
+    loaded.compute_dtype = c10::ScalarType::Float;
+  } else if (dtype == "bfloat16") {
+    loaded.compute_dtype = c10::ScalarType::BFloat16;
+  } else {
+    return absl::InvalidArgumentError(absl::StrCat("dtype \"", dtype, "\": must be float32 or bfloat16"));
+  }
+  ASSIGN_OR_RETURN(loaded.tokenizer, Tokenizer::Load(options.model));
+  std::optional<c10::ScalarType> stored;  // what the file has: the CPU engine widens as it reads
+  if (!options.adapter.empty()) {
+    stored = c10::ScalarType::Float;
+  } else if (!device.is_cpu()) {
+    stored = loaded.compute_dtype;
+  }
+  ASSIGN_OR_RETURN(loaded.weights, LoadWeights(options.model, stored, device));
+  if (!options.adapter.empty()) {
+    ASSIGN_OR_RETURN(const LoraAdapter adapter, LoadAdapter(options.adapter, loaded.weights.config));
+    RETURN_IF_ERROR(MergeAdapter(adapter, loaded.weights));
+  }
+  if (loaded.weights.config.eos_token_ids.empty() && loaded.tokenizer->eos_token_id() >= 0)
+    loaded.weights.config.eos_token_ids.push_back(loaded.tokenizer->eos_token_id());
+  return loaded;
+}
+
+}  // namespace retort

@@ -1,0 +1,32 @@
+// Weights, adapter and tokenizer of what generates.
+#pragma once
+
+#include <c10/core/ScalarType.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "model/tokenizer.h"
+#include "model/weights.h"
+
+namespace retort {
+
+struct ModelOptions {
+  std::string model;    // HF folder
+  std::string adapter;  // PEFT folder, merged into the weights in f32; empty: none
+  std::string dtype;    // "float32" | "bfloat16"; empty: bfloat16 on a GPU, float32 on a CPU
+  std::string device = "auto";
+};
+
+struct LoadedModel {
+  ModelWeights weights;  // on the device; config.eos_token_ids is the tokenizer's EOS where the configs name none
+  c10::ScalarType compute_dtype = c10::ScalarType::Float;
+  std::unique_ptr<Tokenizer> tokenizer;
+};
+
+// Errors: kNotFound, kInvalidArgument, kUnimplemented (the folder; names the file and key), kFailedPrecondition
+// (device).
+absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options);
+
+}  // namespace retort

@@ -1,0 +1,31 @@
+// Token ids that a model wrote, as text for people and for training.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "model/tokenizer.h"
+
+namespace retort {
+
+// Leaves special tokens out, but keeps <think> and </think> also where the tokenizer counts them as special: they are
+// what a student learns. Does not own the tokenizer. Not thread-safe.
+class TraceText {
+ public:
+  explicit TraceText(const Tokenizer& tokenizer);
+
+  // Errors: kInvalidArgument (an id outside the vocabulary).
+  absl::StatusOr<std::string> Decode(const std::vector<int32_t>& ids);
+
+ private:
+  absl::StatusOr<bool> IsSpecial(int32_t id);
+
+  const Tokenizer& tokenizer_;
+  std::vector<int32_t> kept_;  // special tokens that are kept
+  std::map<int32_t, bool> special_;
+};
+
+}  // namespace retort
