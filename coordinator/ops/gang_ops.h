@@ -1,0 +1,36 @@
+// How the ranks of a training find each other. Functions over State, called under Core's lock.
+//
+// A gang's members are its placed tasks. When that set changes, the coordinator wants a new generation: ranks of the
+// old one are told so by ReportProgress, or notice that a peer is gone, and join again. The generation forms once every
+// member has joined, so that survivors and the replacement of a dead rank meet in one membership. A dead rank that can
+// be placed again at once is waited for (rejoin_grace).
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "coordinator/state.h"
+#include "retort/v1/rendezvous_service.pb.h"
+
+namespace retort {
+
+// The set of placed ranks is another than before.
+void OnMembershipChange(State* state, JobEntry* job);
+
+// Notes that the rank has come. Errors: kFailedPrecondition (fenced), kInvalidArgument (no training task, a bad
+// address).
+absl::Status JoinGang(State* state, const v1::JoinGangRequest& request);
+
+// The membership that answers `request`, once it has formed. Errors: kFailedPrecondition (fenced meanwhile).
+absl::StatusOr<std::optional<v1::JoinGangResponse>> GangAnswer(State* state, const v1::JoinGangRequest& request);
+
+// Forms what was waiting for time to pass, and gives up ranks that their gang has waited for too long. Returns when to
+// call again.
+absl::Time CheckGangs(State* state);
+
+// Whether a failure of this task is charged to its stage's budget: of a gang's ranks that fail together only the first
+// is. Notes that it was.
+bool CountsForBudget(State* state, const JobEntry& job, const TaskEntry& task);
+
+}  // namespace retort
