@@ -1,0 +1,127 @@
+#include "student/dataset.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "common/file.h"
+
+namespace retort {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
+
+class DatasetTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (fs::temp_directory_path() / "dataset_test.XXXXXX").string();
+    ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
+    root_ = pattern;
+    options_.vocab_size = 100;
+    options_.threads = 3;
+  }
+  void TearDown() override { fs::remove_all(root_); }
+
+  std::string Write(const std::string& text) {
+    const std::string path = root_ + "/rows.jsonl";
+    std::ofstream(path) << text;
+    return path;
+  }
+  absl::StatusOr<Dataset> Read(const std::string& text, int64_t max_length = 10, int64_t limit = kAll,
+                               v1::DatasetFormat format = v1::DATASET_FORMAT_UNSPECIFIED) {
+    DatasetBuilder builder(max_length);
+    const absl::Status status = AddRows(Write(text), "data/rows.jsonl", format, limit, nullptr, options_, builder);
+    if (!status.ok()) return status;
+    return std::move(builder).Build();
+  }
+
+  std::string root_;
+  DatasetOptions options_;
+};
+
+constexpr char kRows[] = R"({"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
+{"input_ids": [4, 5], "labels": [4, -100]}
+
+{"input_ids": [6, 7, 8, 9], "labels": [6, 7, 8, 9]}
+{"input_ids": [1, 1], "labels": [-100, 1]}
+)";
+
+TEST_F(DatasetTest, KeepsOrderAndCountsEveryRowThatIsDropped) {
+  const auto dataset = Read(kRows, 3);
+  ASSERT_TRUE(dataset.ok()) << dataset.status();
+  EXPECT_EQ(dataset->size(), 2);
+  EXPECT_EQ(dataset->counts().kept, 2);
+  EXPECT_EQ(dataset->counts().over_long, 1);
+  EXPECT_EQ(dataset->counts().nothing_to_train, 1);  // the first label of a sample has nothing before it
+  EXPECT_THAT(dataset->input_ids(0), ElementsAre(1, 2, 3));
+  EXPECT_THAT(dataset->labels(0), ElementsAre(-100, 2, 3));
+  EXPECT_THAT(dataset->input_ids(1), ElementsAre(1, 1));
+  EXPECT_EQ(dataset->trained_tokens(0), 2);
+  EXPECT_EQ(dataset->trained_tokens(1), 1);
+}
+
+TEST_F(DatasetTest, ManyRowsOnSeveralThreadsStayInOrder) {
+  std::string text;
+  for (int i = 0; i < 10'000; ++i) absl::StrAppend(&text, R"({"input_ids": [)", i % 100, ", ", i / 100, "]}\n");
+  const auto dataset = Read(text);
+  ASSERT_TRUE(dataset.ok()) << dataset.status();
+  ASSERT_EQ(dataset->size(), 10'000);
+  for (int i = 0; i < 10'000; ++i) ASSERT_THAT(dataset->input_ids(i), ElementsAre(i % 100, i / 100));
+}
+
+TEST_F(DatasetTest, TakesTheFirstRowsUpToTheLimit) {
+  const auto dataset = Read(kRows, 10, 1);
+  ASSERT_TRUE(dataset.ok()) << dataset.status();
+  EXPECT_EQ(dataset->size(), 1);
+}
+
+TEST_F(DatasetTest, ErrorsNameTheUsersFileAndLine) {
+  absl::Status status = Read("{\"input_ids\": [1, 2]}\n{\"input_ids\": [1, 100]}\n").status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("data/rows.jsonl:2"));
+  status = Read("{\"input_ids\": [1, 2]}\nnonsense\n").status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("data/rows.jsonl:2"));
+  EXPECT_THAT(status.message(), ::testing::Not(HasSubstr(root_)));
+  status = Read("{\"text\": \"x\"}\n").status();
+  EXPECT_THAT(status.message(), HasSubstr("messages"));
+  status = Read("{\"messages\": []}\n").status();
+  EXPECT_THAT(status.message(), HasSubstr("tokenizer"));
+}
+
+TEST_F(DatasetTest, AFileOfTokenizedRowsComesBackAndDamageIsFound) {
+  const auto dataset = Read(kRows, 3);
+  ASSERT_TRUE(dataset.ok());
+  const std::string path = root_ + "/rows.safetensors";
+  ASSERT_TRUE(dataset->SaveTo(path).ok());
+  const auto loaded = Dataset::LoadFrom(path);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(loaded->size(), 2);
+  EXPECT_EQ(loaded->counts().over_long, 1);
+  EXPECT_EQ(loaded->counts().nothing_to_train, 1);
+  EXPECT_THAT(loaded->input_ids(1), ElementsAre(1, 1));
+  EXPECT_EQ(loaded->trained_tokens(0), 2);
+
+  std::string bytes = *ReadFile(path);
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);
+  ASSERT_TRUE(WriteFileAtomically(path, bytes).ok());
+  EXPECT_EQ(Dataset::LoadFrom(path).status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(DatasetTest, AnEmptyFileIsAnEmptyDataset) {
+  const auto dataset = Read("");
+  ASSERT_TRUE(dataset.ok()) << dataset.status();
+  EXPECT_EQ(dataset->size(), 0);
+}
+
+}  // namespace
+}  // namespace retort
