@@ -49,6 +49,7 @@ int Main(int argc, char** argv) {
   AddExport(&app, &context);
   AddWorkers(&app, &context);
   AddStore(&app, &context);
+  AddLocal(&app, &context);
   AddModelVerbs(&app, &context);
   AddVersion(&app, &context);
   try {

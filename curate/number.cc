@@ -196,7 +196,7 @@ std::optional<std::string> FindLastNumber(absl::string_view text) {
       return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == ')' || c == ']' || c == '}' || c == '_';
     };
     // "x2" and "step_3" hold no number of their own.
-    if (begin > 0 &&
+    if (begin > 0 && match.front() != '\\' &&
         (absl::ascii_isalpha(static_cast<unsigned char>(haystack[begin - 1])) || haystack[begin - 1] == '_'))
       continue;
     const bool minus = begin > 0 && haystack[begin - 1] == '-' && (begin == 1 || !glued(begin - 2));

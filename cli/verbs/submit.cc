@@ -9,6 +9,7 @@
 #include "cli/client.h"
 #include "cli/command.h"
 #include "cli/job_file_arguments.h"
+#include "cli/local/local_cluster.h"
 #include "cli/output_folder.h"
 #include "cli/render/job_json.h"
 #include "cli/render/job_text.h"
@@ -26,6 +27,20 @@ struct Arguments {
   bool watch = false;
   bool overwrite = false;
 };
+
+absl::Status BringUp(const Globals& globals) {
+  if (!globals.coordinator.empty()) {
+    return absl::InvalidArgumentError(
+        "--local starts a coordinator of its own; leave out --coordinator (and RETORT_COORDINATOR)");
+  }
+  const auto cluster = LocalUp({.state_dir = StateDir(globals)});
+  if (!cluster.ok()) return cluster.status();
+  if (cluster->started) {
+    std::fprintf(stderr, "local cluster started: %d CPU slots, %d GPUs; `distctl local down` stops it\n",
+                 cluster->cpu_slots, cluster->gpus);
+  }
+  return absl::OkStatus();
+}
 
 // Puts every input file into the artifact store; the spec then names contents, not places.
 absl::Status UploadInputs(ArtifactClient* artifacts, v1::JobSpec* spec) {
@@ -88,6 +103,9 @@ int Submit(const Globals& globals, const Arguments& arguments) {
   if (!LoadOrComplain(arguments.job_file, globals, &file)) return kExitUsage;
   if (const absl::Status status = CheckOutputFolder(file.spec.output_dir(), arguments.overwrite); !status.ok())
     return Fail(status);
+  if (arguments.local) {
+    if (const absl::Status status = BringUp(globals); !status.ok()) return Fail(status);
+  }
   const auto client = Connect(globals);
   if (!client.ok()) return Fail(client.status());
   ArtifactClient artifacts(client->channel, ClientRetry());
