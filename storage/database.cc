@@ -2,6 +2,7 @@
 
 #include <rocksdb/cache.h>
 #include <rocksdb/filter_policy.h>
+#include <rocksdb/listener.h>
 #include <rocksdb/table.h>
 
 #include <filesystem>
@@ -19,6 +20,15 @@ namespace {
 
 constexpr const char* kTables[] = {"default",  "prompts", "traces",    "outcomes",
                                    "partials", "leases",  "manifests", "sample_sets"};
+
+// RocksDB would poll the disk by itself after it was full and meanwhile refuse to be told to go on; the committer
+// decides when.
+class NoAutomaticRecovery final : public rocksdb::EventListener {
+ public:
+  void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason reason, rocksdb::Status error, bool* automatic) override {
+    *automatic = false;
+  }
+};
 
 void AppendBigEndian(uint64_t value, int bytes, std::string* out) {
   for (int shift = 8 * (bytes - 1); shift >= 0; shift -= 8) out->push_back(static_cast<char>(value >> shift));
@@ -159,6 +169,8 @@ absl::StatusOr<std::unique_ptr<Database>> Database::Open(const std::string& path
   options.keep_log_file_num = 3;
   options.max_log_file_size = 4 << 20;
   options.stats_dump_period_sec = 0;
+  options.max_bgerror_resume_count = 0;
+  options.listeners.push_back(std::make_shared<NoAutomaticRecovery>());
 
   const auto cache = rocksdb::NewLRUCache(32 << 20);
   std::vector<rocksdb::ColumnFamilyDescriptor> tables;
