@@ -299,7 +299,8 @@ absl::StatusOr<at::Tensor> SafetensorsFile::Get(const std::string& name) const {
 absl::Status WriteSafetensors(const std::string& path, const std::map<std::string, at::Tensor>& tensors,
                               const std::map<std::string, std::string>& metadata) {
   return CatchTorchErrors(absl::StrCat("write ", path), [&]() -> absl::Status {
-    json header = json::object();
+    // In the order in which the reference implementation writes them.
+    nlohmann::ordered_json header = nlohmann::ordered_json::object();
     if (!metadata.empty()) header["__metadata__"] = metadata;
     uint64_t offset = 0;
     for (const auto& [name, tensor] : tensors) {

@@ -17,8 +17,8 @@ use crate::python_json;
 const NAME: &str = "chat_template";
 const MAX_SOURCE_BYTES: usize = 4 << 20;
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
-const MEMORY_BYTES: usize = 512 << 20;
-const INSTRUCTIONS: u64 = 50_000_000;
+const MEMORY_BYTES: usize = 256 << 20;
+const INSTRUCTIONS: u64 = 20_000_000;
 const TIME: Duration = Duration::from_secs(30);
 
 pub enum RenderError {

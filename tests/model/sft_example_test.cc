@@ -1,0 +1,157 @@
+#include "model/sft_example.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/model/tokenizer_folder.h"
+
+namespace retort {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+std::unique_ptr<Tokenizer> WithTemplate(const std::string& chat_template, const json& eos) {
+  TemporaryFolder folder;
+  json config = TokenizerGolden()["config"];
+  config["chat_template"] = chat_template;
+  config["eos_token"] = eos;
+  WriteTokenizer(folder, config);
+  return Tokenizer::Load(folder.path()).value();
+}
+
+std::string GoldenTemplate(const std::string& name) {
+  for (const json& item : TokenizerGolden()["templates"]) {
+    if (item["name"] == name) return item["template"].get<std::string>();
+  }
+  ADD_FAILURE() << name;
+  return "";
+}
+
+json Conversation(const std::string& answer) {
+  return {{"messages", {{{"role", "user"}, {"content", "hi"}}, {{"role", "assistant"}, {"content", answer}}}}};
+}
+
+// The text of the trained ids and of the others before them.
+std::pair<std::string, std::string> Split(const Tokenizer& tokenizer, const TrainingExample& example) {
+  EXPECT_EQ(example.input_ids.size(), example.labels.size());
+  std::vector<int32_t> prompt, trained;
+  for (size_t i = 0; i < example.labels.size(); ++i) {
+    if (example.labels[i] == kIgnoreLabel) {
+      EXPECT_TRUE(trained.empty());
+      prompt.push_back(example.input_ids[i]);
+    } else {
+      EXPECT_EQ(example.labels[i], example.input_ids[i]);
+      trained.push_back(example.input_ids[i]);
+    }
+  }
+  return {tokenizer.Decode(prompt, false).value(), tokenizer.Decode(trained, false).value()};
+}
+
+TEST(SftExampleTest, CutsConversationsAsTheReference) {
+  for (const json& group : TokenizerGolden()["examples"]) {
+    const auto tokenizer = WithTemplate(GoldenTemplate(group["template"].get<std::string>()), group["eos_token"]);
+    for (const json& row : group["rows"]) {
+      const auto example = ExampleFromMessages(*tokenizer, row);
+      ASSERT_TRUE(example.ok()) << example.status();
+      EXPECT_EQ(example->input_ids, row["input_ids"].get<std::vector<int32_t>>())
+          << group["template"] << row["messages"];
+      EXPECT_EQ(example->labels, row["labels"].get<std::vector<int32_t>>()) << group["template"] << row["messages"];
+    }
+  }
+}
+
+TEST(SftExampleTest, TrainsWhatTheTemplateWritesAfterTheTurn) {
+  const auto tokenizer = WithTemplate(GoldenTemplate("chatml"), "<|im_end|>");
+  const auto example = ExampleFromMessages(*tokenizer, Conversation("<think>a</think>42"));
+  ASSERT_TRUE(example.ok()) << example.status();
+  EXPECT_THAT(Split(*tokenizer, *example), testing::Pair("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+                                                         "<think>a</think>42<|im_end|>\n"));
+}
+
+TEST(SftExampleTest, KeepsThinkingThatTheTemplateDrops) {
+  const auto tokenizer = WithTemplate(GoldenTemplate("r1"), "<|endoftext|>");
+  const auto example = ExampleFromMessages(*tokenizer, Conversation("<think>a</think>42"));
+  ASSERT_TRUE(example.ok()) << example.status();
+  EXPECT_THAT(Split(*tokenizer, *example),
+              testing::Pair("<|begin_of_text|><|User|>hi<|Assistant|>", "<think>a</think>42<|endoftext|>"));
+}
+
+TEST(SftExampleTest, DoesNotOpenThinkingTwice) {
+  const auto tokenizer = WithTemplate(GoldenTemplate("r1_think"), "<|endoftext|>");
+  const auto same = ExampleFromMessages(*tokenizer, Conversation("<think>\na</think>42"));
+  ASSERT_TRUE(same.ok()) << same.status();
+  EXPECT_THAT(Split(*tokenizer, *same),
+              testing::Pair("<|begin_of_text|><|User|>hi<|Assistant|><think>\n", "a</think>42<|endoftext|>"));
+  const auto other = ExampleFromMessages(*tokenizer, Conversation("<think>a</think>42"));
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_THAT(Split(*tokenizer, *other),
+              testing::Pair("<|begin_of_text|><|User|>hi<|Assistant|>", "<think>a</think>42<|endoftext|>"));
+}
+
+TEST(SftExampleTest, TrainsEosWhereTheTemplateWritesAnotherEnd) {
+  const auto tokenizer = WithTemplate(GoldenTemplate("chatml"), "<|endoftext|>");
+  const auto example = ExampleFromMessages(*tokenizer, Conversation("42 <|endoftext|> 43"));
+  ASSERT_TRUE(example.ok()) << example.status();
+  EXPECT_EQ(Split(*tokenizer, *example).second, "42 <|endoftext|> 43<|im_end|>\n<|endoftext|>");
+}
+
+TEST(SftExampleTest, SomethingMustEndTheTurn) {
+  const std::string bare = "{% for m in messages %}{{ m.content }}{% endfor %}";
+  EXPECT_THAT(std::string(ExampleFromMessages(*WithTemplate(bare, nullptr), Conversation("x")).status().message()),
+              HasSubstr("never stop"));
+  EXPECT_THAT(
+      std::string(ExampleFromMessages(*WithTemplate(bare, "<|no_such|>"), Conversation("x")).status().message()),
+      HasSubstr("never stop"));
+  EXPECT_TRUE(ExampleFromMessages(*WithTemplate(GoldenTemplate("chatml"), nullptr), Conversation("x")).ok());
+}
+
+TEST(SftExampleTest, RefusesRowsItCannotTrain) {
+  const auto tokenizer = WithTemplate(GoldenTemplate("raising"), "<|im_end|>");
+  const char* rows[] = {
+      R"(7)",
+      R"({})",
+      R"({"messages": 7})",
+      R"({"messages": []})",
+      R"({"messages": [{"role": "assistant", "content": "x"}]})",
+      R"({"messages": [7, {"role": "assistant", "content": "x"}]})",
+      R"({"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "x"}]})",
+      R"({"messages": [{"role": "user", "content": "x"}, {"role": "assistant"}]})",
+      R"({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": null}]})",
+      R"({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]})",
+      R"({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ["x"]}]})",
+      R"({"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "x"}]})",
+  };
+  for (const char* row : rows) {
+    EXPECT_EQ(ExampleFromMessages(*tokenizer, json::parse(row)).status().code(), absl::StatusCode::kInvalidArgument)
+        << row;
+  }
+}
+
+TEST(SftExampleTest, TakesTokensAsTheyAre) {
+  const auto all = ExampleFromTokens(json::parse(R"({"input_ids": [0, 9, 3]})"), 10);
+  ASSERT_TRUE(all.ok()) << all.status();
+  EXPECT_EQ(all->labels, all->input_ids);
+  const auto some = ExampleFromTokens(json::parse(R"({"input_ids": [0, 9, 3], "labels": [-100, -100, 4]})"), 10);
+  ASSERT_TRUE(some.ok()) << some.status();
+  EXPECT_THAT(some->labels, testing::ElementsAre(-100, -100, 4));
+  const char* rows[] = {R"([])",
+                        R"({"labels": [1]})",
+                        R"({"input_ids": []})",
+                        R"({"input_ids": "1"})",
+                        R"({"input_ids": [10]})",
+                        R"({"input_ids": [-1]})",
+                        R"({"input_ids": [-100]})",
+                        R"({"input_ids": [1.5]})",
+                        R"({"input_ids": [18446744073709551615]})",
+                        R"({"input_ids": [4294967297]})",
+                        R"({"input_ids": [1, 2], "labels": [1]})",
+                        R"({"input_ids": [1], "labels": [-1]})",
+                        R"({"input_ids": [1], "labels": {}})"};
+  for (const char* row : rows) {
+    EXPECT_EQ(ExampleFromTokens(json::parse(row), 10).status().code(), absl::StatusCode::kInvalidArgument) << row;
+  }
+}
+
+}  // namespace
+}  // namespace retort
