@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "model/torch_status.h"
 #include "model/training/aten_training_model.h"
+#include "model/training/cpu_training_model.h"
 
 namespace retort {
 
@@ -23,8 +24,11 @@ absl::StatusOr<std::unique_ptr<TrainingModel>> TrainingModel::Create(ModelWeight
     return absl::InvalidArgumentError(
         absl::StrCat("lora_dropout must be at least 0 and below 1, not ", options.lora_dropout));
   }
-  return CatchTorchErrors("training model",
-                          [&] { return MakeAtenTrainingModel(std::move(weights), adapter, options); });
+  const bool packed = weights.embed_tokens.is_cpu() && options.compute_dtype == at::kFloat;
+  return CatchTorchErrors("training model", [&] {
+    return packed ? MakeCpuTrainingModel(std::move(weights), adapter, options)
+                  : MakeAtenTrainingModel(std::move(weights), adapter, options);
+  });
 }
 
 }  // namespace retort

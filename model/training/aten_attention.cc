@@ -89,7 +89,6 @@ AttentionGradient AttentionBackward(const at::Tensor& dout, const at::Tensor& q,
                                     const std::vector<int64_t>& offsets) {
   const int64_t kv_heads = k.size(1);
   const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(2)));
-  const at::Tensor along = (dout.to(at::kFloat) * forward.out.to(at::kFloat)).sum(2, /*keepdim=*/true);
   const at::Tensor log_sum_rows = forward.log_sum.unsqueeze(2);
   at::Tensor dq = at::empty(q.sizes(), q.options());
   at::Tensor dk = at::zeros(k.sizes(), k.options().dtype(at::kFloat));
@@ -100,8 +99,9 @@ AttentionGradient AttentionBackward(const at::Tensor& dout, const at::Tensor& q,
     const at::Tensor scores = Scores(query, Visible(k, block), block);
     const at::Tensor weights = (scores - QueryRows(log_sum_rows, block, kv_heads)).exp_();
     const at::Tensor d_weights = at::bmm(d_rows, Visible(v, block).transpose(1, 2)).to(at::kFloat);
-    const at::Tensor d_scores =
-        (d_weights - QueryRows(along, block, kv_heads)).mul_(weights).mul_(scale).to(q.scalar_type());
+    // From the same products as the weights: a row that sees one token gets exactly no gradient.
+    const at::Tensor along = (d_weights * weights).sum(2, /*keepdim=*/true);
+    const at::Tensor d_scores = (d_weights - along).mul_(weights).mul_(scale).to(q.scalar_type());
     Visible(dv, block).add_(at::bmm(weights.to(q.scalar_type()).transpose(1, 2), d_rows));
     Visible(dk, block).add_(at::bmm(d_scores.transpose(1, 2), query));
     PutQueryRows(at::bmm(d_scores, Visible(k, block)), block, dq);

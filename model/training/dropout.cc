@@ -36,31 +36,36 @@ at::Tensor PhiloxWords(uint64_t key, uint64_t stream, int64_t blocks, c10::Devic
   return at::stack({counter[0], counter[1], counter[2], counter[3]}, 1).view({-1});
 }
 
-void FillOnCpu(uint64_t key, uint64_t stream, uint32_t threshold, float kept, at::Tensor& mask) {
-  float* out = mask.mutable_data_ptr<float>();
-  const int64_t numel = mask.numel();
-  at::parallel_for(0, (numel + 3) / 4, 4096, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const PhiloxBlock words = PhiloxAt(key, static_cast<uint64_t>(block), stream);
-      for (int64_t i = 0; i < 4 && 4 * block + i < numel; ++i)
-        out[4 * block + i] = (words[i] >> 8) >= threshold ? kept : 0.0F;
-    }
-  });
-}
+// A word keeps its element when its 24 high bits reach this.
+uint32_t Threshold(double p) { return static_cast<uint32_t>(p * (1 << 24)); }
+float Kept(double p) { return static_cast<float>(1.0 / (1.0 - p)); }
 
 }  // namespace
 
+void FillDropoutMask(uint64_t key, uint64_t stream, double p, int64_t begin, int64_t count, float* out) {
+  const uint32_t threshold = Threshold(p);
+  const float kept = Kept(p);
+  int64_t written = 0;
+  while (written < count) {
+    const int64_t element = begin + written;
+    const PhiloxBlock words = PhiloxAt(key, static_cast<uint64_t>(element / 4), stream);
+    for (int64_t i = element % 4; i < 4 && written < count; ++i)
+      out[written++] = (words[i] >> 8) >= threshold ? kept : 0.0F;
+  }
+}
+
 at::Tensor DropoutMask(uint64_t key, uint64_t stream, double p, int64_t rows, int64_t columns, c10::Device device) {
-  const auto threshold = static_cast<uint32_t>(p * (1 << 24));  // of the 24 high bits of a word
-  const auto kept = static_cast<float>(1.0 / (1.0 - p));
   const int64_t numel = rows * columns;
   if (device.is_cpu()) {
     at::Tensor mask = at::empty({rows, columns}, at::kFloat);
-    FillOnCpu(key, stream, threshold, kept, mask);
+    float* out = mask.mutable_data_ptr<float>();
+    at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
+      FillDropoutMask(key, stream, p, begin * columns, (end - begin) * columns, out + begin * columns);
+    });
     return mask;
   }
   const at::Tensor words = PhiloxWords(key, stream, (numel + 3) / 4, device).narrow(0, 0, numel);
-  return words.__rshift__(8).ge(static_cast<int64_t>(threshold)).to(at::kFloat).mul_(kept).view({rows, columns});
+  return words.__rshift__(8).ge(static_cast<int64_t>(Threshold(p))).to(at::kFloat).mul_(Kept(p)).view({rows, columns});
 }
 
 }  // namespace retort

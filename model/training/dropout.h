@@ -13,4 +13,7 @@ namespace retort {
 // every device and for any number of threads.
 at::Tensor DropoutMask(uint64_t key, uint64_t stream, double p, int64_t rows, int64_t columns, c10::Device device);
 
+// Elements [begin, begin + count) of such a mask's row-major order.
+void FillDropoutMask(uint64_t key, uint64_t stream, double p, int64_t begin, int64_t count, float* out);
+
 }  // namespace retort

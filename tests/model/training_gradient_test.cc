@@ -1,12 +1,15 @@
 // TrainingModel's hand-written backward pass against f64 autograd, at odd sizes.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <memory>
 #include <random>
 
 #include "model/sft_example.h"
+#include "model/training/aten_training_model.h"
 #include "model/training/dropout.h"
 #include "model/training_model.h"
 #include "tests/model/training_reference.h"
@@ -119,17 +122,19 @@ struct Case {
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
-class TrainingGradientTest : public ::testing::TestWithParam<Case> {};
+using Factory = absl::StatusOr<std::unique_ptr<TrainingModel>> (*)(ModelWeights, const LoraAdapter&,
+                                                                   const TrainingModelOptions&);
 
-TEST_P(TrainingGradientTest, EqualsAutogradInF64) {
-  Case c = GetParam();
+void ExpectAutogradsGradient(Case c, Factory make) {
   c.config.attention_bias = c.biased;
   std::mt19937 random(17);
+  at::set_num_threads(3);  // more than some cases have rows for
   const ModelWeights weights = Weights(random, c.config);
   const LoraAdapter adapter = Adapter(random, c.config, c.rank, c.targets);
   const MicroBatch batch = Batch(random, c.config.vocab_size, c.lengths, c.ignored);
-  auto model = TrainingModel::Create(weights, adapter, {.lora_dropout = c.dropout});
+  auto model = make(weights, adapter, {.lora_dropout = c.dropout});
   ASSERT_TRUE(model.ok()) << model.status();
+  at::set_num_threads(1);
   at::Tensor gradient = at::full({(*model)->flat_parameters().numel()}, 7.0, at::kFloat);  // must be overwritten
   const double grad_scale = 0.125;
   const auto sum = (*model)->ForwardBackward(batch, grad_scale, 99, gradient);
@@ -144,6 +149,14 @@ TEST_P(TrainingGradientTest, EqualsAutogradInF64) {
     const double largest = want.abs().max().item<double>();
     EXPECT_LE((got - want).abs().max().item<double>(), 2e-5 * largest + 1e-12) << slice.name << " largest " << largest;
   }
+}
+
+class TrainingGradientTest : public ::testing::TestWithParam<Case> {};
+
+TEST_P(TrainingGradientTest, EqualsAutogradInF64) { ExpectAutogradsGradient(GetParam(), &TrainingModel::Create); }
+
+TEST_P(TrainingGradientTest, ThroughAtenEqualsAutogradInF64) {
+  ExpectAutogradsGradient(GetParam(), &MakeAtenTrainingModel);
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -175,6 +188,8 @@ INSTANTIATE_TEST_SUITE_P(
 
 class TrainingModelTest : public ::testing::Test {
  protected:
+  void SetUp() override { at::set_num_threads(1); }
+
   std::mt19937 random_{5};
   ModelConfig config_ = Config(4, 2, 8, 32, 48, 61, true);
   ModelWeights weights_ = Weights(random_, config_);
@@ -213,6 +228,15 @@ TEST_F(TrainingModelTest, SameBitsTwiceAndAfterOtherBatches) {
   EXPECT_TRUE(at::equal(first, Gradient(*model, batch)));
   EXPECT_TRUE(at::equal(first, Gradient(*Make({.lora_dropout = 0.1}), batch)));
   EXPECT_FALSE(at::equal(first, Gradient(*model, batch, /*key=*/2))) << "another key must give another mask";
+}
+
+TEST_F(TrainingModelTest, SameBitsForAnyNumberOfThreads) {
+  const MicroBatch batch = Batch(random_, 61, {150, 3, 70}, 0.2);
+  const at::Tensor one = Gradient(*Make({.lora_dropout = 0.1}), batch);
+  for (const int threads : {2, 3, 5}) {
+    at::set_num_threads(threads);
+    EXPECT_TRUE(at::equal(one, Gradient(*Make({.lora_dropout = 0.1}), batch))) << threads;
+  }
 }
 
 TEST_F(TrainingModelTest, LossIsWhatForwardBackwardReports) {
