@@ -13,7 +13,8 @@
 namespace retort {
 namespace {
 
-constexpr size_t kMaxTextBytes = size_t{12} << 20;
+// The store takes traces of at most 8 MiB, token ids included.
+constexpr size_t kMaxTextBytes = size_t{4} << 20;
 
 class NativeBackend final : public SampleBackend {
  public:

@@ -16,7 +16,7 @@
 namespace retort {
 namespace {
 
-// A trace with its prompt must fit in a message of 16 MiB.
+// The store takes traces of at most 8 MiB.
 constexpr size_t kMaxTextBytes = size_t{6} << 20;
 
 struct Job {
@@ -88,9 +88,10 @@ FinishedSample OpenAiBackend::Finish(const Job& job, const absl::StatusOr<ChatRe
     finished.trace.set_error(std::string(reply.status().message()));
     return finished;
   }
-  if (reply->text.size() > kMaxTextBytes || reply->reasoning.size() > kMaxTextBytes) {
+  if (reply->text.size() + reply->reasoning.size() > kMaxTextBytes) {
     finished.trace.set_finish_reason("error");
-    finished.trace.set_error(absl::StrCat("the reply has ", reply->text.size() + reply->reasoning.size(), " bytes"));
+    finished.trace.set_error(absl::StrCat("the reply has ", reply->text.size() + reply->reasoning.size(),
+                                          " bytes, more than the store takes"));
     return finished;
   }
   finished.trace.set_text(ValidUtf8(reply->text, kMaxTextBytes));

@@ -28,11 +28,15 @@ absl::StatusOr<bool> TraceText::IsSpecial(int32_t id) {
 absl::StatusOr<std::string> TraceText::Decode(const std::vector<int32_t>& ids) {
   const bool plain = std::none_of(ids.begin(), ids.end(),
                                   [&](int32_t id) { return std::find(kept_.begin(), kept_.end(), id) != kept_.end(); });
-  if (plain) return tokenizer_.Decode(ids, true);
+  if (plain) {
+    absl::StatusOr<std::string> text = tokenizer_.Decode(ids, true);
+    if (text.ok()) return text;
+  }
   std::vector<int32_t> wanted;
   for (const int32_t id : ids) {
-    ASSIGN_OR_RETURN(const bool special, IsSpecial(id));
-    if (!special || std::find(kept_.begin(), kept_.end(), id) != kept_.end()) wanted.push_back(id);
+    const absl::StatusOr<bool> special = IsSpecial(id);
+    const bool unknown = !special.ok();
+    if (!unknown && (!*special || std::find(kept_.begin(), kept_.end(), id) != kept_.end())) wanted.push_back(id);
   }
   return tokenizer_.Decode(wanted, false);
 }

@@ -12,12 +12,12 @@
 namespace retort {
 
 // Leaves special tokens out, but keeps <think> and </think> also where the tokenizer counts them as special: they are
-// what a student learns. Does not own the tokenizer. Not thread-safe.
+// what a student learns. Ids that the tokenizer does not know (embeddings are often padded beyond its vocabulary, and a
+// bad model picks them) are left out, as Hugging Face does. Does not own the tokenizer. Not thread-safe.
 class TraceText {
  public:
   explicit TraceText(const Tokenizer& tokenizer);
 
-  // Errors: kInvalidArgument (an id outside the vocabulary).
   absl::StatusOr<std::string> Decode(const std::vector<int32_t>& ids);
 
  private:
