@@ -24,7 +24,8 @@ class FakeEndpoint {
     });
     port_ = server_.bind_to_any_port("127.0.0.1");
     thread_ = std::thread([this] { server_.listen_after_bind(); });
-    server_.wait_until_ready();
+    // Bound already: requests wait until it listens.
+    while (!server_.is_running()) std::this_thread::yield();
   }
   ~FakeEndpoint() {
     server_.stop();
