@@ -21,7 +21,7 @@ constexpr absl::Duration kMinHeartbeatInterval = absl::Milliseconds(10);
 constexpr absl::Duration kHeartbeatTimeout = absl::Seconds(1);
 constexpr absl::Duration kRegisterTimeout = absl::Seconds(2);
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(50);
-constexpr absl::Duration kMaxBackoff = absl::Milliseconds(500);
+constexpr absl::Duration kMaxBackoff = absl::Milliseconds(200);
 constexpr absl::Duration kCallTimeout = absl::Seconds(5);
 
 void SetTimeout(grpc::ClientContext& context, absl::Duration timeout) {
@@ -132,6 +132,8 @@ absl::Status CoordinatorLink::Register() {
   for (v1::RunningTask& task : options_.running()) *request.add_running() = std::move(task);
   grpc::ClientContext context;
   SetTimeout(context, kRegisterTimeout);
+  // The coordinator may be starting just now: the call goes through as soon as it listens.
+  context.set_wait_for_ready(true);
   {
     std::lock_guard<std::mutex> lock(mu_);
     if (stopping_) return absl::CancelledError("closing");
