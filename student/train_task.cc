@@ -31,6 +31,7 @@ constexpr absl::Duration kCheckpointInterval = absl::Seconds(60);
 constexpr absl::Duration kJoinTimeout = absl::Minutes(10);
 constexpr absl::Duration kUploadTimeout = absl::Minutes(30);
 constexpr absl::Duration kReportInterval = absl::Milliseconds(200);
+constexpr absl::Duration kMicroBatchReportInterval = absl::Seconds(2);
 // Memberships in a row in which no step was made.
 constexpr int kMaxBarrenGangs = 50;
 
@@ -229,6 +230,12 @@ absl::StatusOr<v1::TaskResult> TrainLoop::Result(bool first) {
 absl::StatusOr<v1::TaskResult> TrainLoop::Run() {
   ASSIGN_OR_RETURN(const std::string host, PrivateAddress(context_.flags().channel.address));
   ASSIGN_OR_RETURN(listener_, TcpListener::Listen(host));
+  // A rank whose progress stands still while its peers wait is taken for hung, so a long step shows that it moves.
+  trainer().OnMicroBatch([this](int64_t done) {
+    if (absl::Now() - reported_at_ < kMicroBatchReportInterval) return;
+    reported_at_ = absl::Now();
+    Report(absl::StrCat(trainer().EvaluationDue() ? "evaluating" : "training", ", ", done, " micro-batches done"));
+  });
   int barren = 0;
   int64_t last_step = trainer().step();
   while (true) {

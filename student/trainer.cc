@@ -159,6 +159,7 @@ absl::StatusOr<TrainerProgress> Trainer::Step(Gang& gang, bool wants_leave, bool
                                                                  DropoutKey(training_.seed(), step_, i), gang.Leaf()));
     gang.Push();
     report.losses.push_back(loss.loss);
+    on_micro_batch_(i + 1 - range.begin);
   }
   MAYBE_FAULT("student.before_exchange");
   ASSIGN_OR_RETURN(const Report all, GatherReports(gang, report, count));
@@ -217,6 +218,7 @@ absl::Status Trainer::Evaluate(Gang& gang) {
     }
     ASSIGN_OR_RETURN(const LossSum loss, model_->Loss(Collect(validation_, samples)));
     report.losses.push_back(loss.loss);
+    on_micro_batch_(i + 1 - range.begin);
   }
   ASSIGN_OR_RETURN(const Report all, GatherReports(gang, report, batches));
   history_.back().set_eval_loss(TreeSum(all.losses) / static_cast<double>(trained_tokens));

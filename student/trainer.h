@@ -12,6 +12,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -42,6 +43,9 @@ class Trainer {
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const v1::TrainingSpec& training,
                                                          std::unique_ptr<TrainingModel> model, Dataset train,
                                                          Dataset validation);
+
+  // Called after each micro-batch of this rank, in steps and evaluations, with their number so far. For progress only.
+  void OnMicroBatch(std::function<void(int64_t done)> callback) { on_micro_batch_ = std::move(callback); }
 
   const EpochPlan& plan() const { return plan_; }
   const v1::TrainingSpec& training() const { return training_; }
@@ -85,6 +89,7 @@ class Trainer {
   AdamWOptions adamw_;
   AdamWMoments moments_;
   at::Tensor gradient_;  // [numel], the step's sum
+  std::function<void(int64_t done)> on_micro_batch_ = [](int64_t) {};
   int64_t step_ = 0;
   std::vector<v1::LossPoint> history_;
 };

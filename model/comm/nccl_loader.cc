@@ -2,16 +2,37 @@
 
 #include <dlfcn.h>
 
+#include <atomic>
+#include <cstring>
 #include <filesystem>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/check.h"
 #include "common/status.h"
+#include "model/comm/nccl_plugin.h"
 
 namespace retort {
 namespace {
+
+constexpr char kLibraryName[] = "libretort_nccl.so";
+constexpr char kSymbolName[] = "RetortNcclPlugin";
+constexpr size_t kErrorBytes = 512;
+
+absl::Status ToStatus(int code, const char* error) {
+  switch (code) {
+    case RETORT_NCCL_OK:
+      return absl::OkStatus();
+    case RETORT_NCCL_PEER:
+      return absl::UnavailableError(error);
+    case RETORT_NCCL_TIMEOUT:
+      return absl::DeadlineExceededError(error);
+    default:
+      return absl::InternalError(error);
+  }
+}
 
 // Where the build puts it, and where an installation does.
 std::vector<std::string> Candidates() {
@@ -20,41 +41,108 @@ std::vector<std::string> Candidates() {
   const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
   if (!error) {
     const std::filesystem::path folder = program.parent_path();
-    paths.push_back((folder / kNcclLibraryName).string());
-    paths.push_back((folder.parent_path() / "lib" / kNcclLibraryName).string());
+    paths.push_back((folder / kLibraryName).string());
+    paths.push_back((folder.parent_path() / "lib" / kLibraryName).string());
   }
-  paths.push_back(kNcclLibraryName);
+  paths.push_back(kLibraryName);
   return paths;
 }
 
-absl::StatusOr<NcclFactory> LoadFactory() {
+absl::StatusOr<const RetortNcclFunctions*> LoadPlugin() {
   std::vector<std::string> reasons;
   for (const std::string& path : Candidates()) {
-    // Never closed: communicators outlive any scope that could own it.
+    // Never closed: NCCL keeps threads.
     void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
       reasons.push_back(::dlerror());
       continue;
     }
-    void* symbol = ::dlsym(library, kNcclFactoryName);
-    if (symbol == nullptr) return absl::InternalError(absl::StrCat(path, " lacks ", kNcclFactoryName));
-    return reinterpret_cast<NcclFactory>(symbol);
+    const auto plugin = reinterpret_cast<const RetortNcclFunctions* (*)()>(::dlsym(library, kSymbolName));
+    if (plugin == nullptr) return absl::InternalError(absl::StrCat(path, " lacks ", kSymbolName));
+    return plugin();
   }
   return absl::FailedPreconditionError(absl::StrCat("NCCL is not there: ", absl::StrJoin(reasons, "; ")));
 }
 
+class NcclCommunicator final : public DeviceCommunicator {
+ public:
+  NcclCommunicator(TcpMesh& mesh, const RetortNcclFunctions& functions) : mesh_(mesh), functions_(functions) {}
+  ~NcclCommunicator() override { functions_.close(nccl_); }
+
+  absl::Status Open(int device_index, const std::string& id) {
+    RETORT_CHECK(id.size() == RETORT_NCCL_ID_BYTES);
+    RetortNcclOptions options = {};
+    options.rank = rank();
+    options.size = size();
+    options.device_index = device_index < 0 ? 0 : device_index;
+    options.timeout_ms = absl::ToInt64Milliseconds(mesh_.silence_timeout());
+    options.cancelled = [](void* self) { return static_cast<NcclCommunicator*>(self)->Cancelled() ? 1 : 0; };
+    options.context = this;
+    std::memcpy(options.id, id.data(), id.size());
+    char error[kErrorBytes] = {};
+    return ToStatus(functions_.open(&options, &nccl_, error, sizeof(error)), error);
+  }
+
+  int rank() const override { return mesh_.rank(); }
+  int size() const override { return mesh_.size(); }
+
+  absl::Status Exchange(absl::Span<const ConstBytes> send, absl::Span<const MutableBytes> receive) override {
+    const auto ranks = static_cast<size_t>(size());
+    RETORT_CHECK(send.size() == ranks && receive.size() == ranks);
+    std::vector<const void*> from(ranks);
+    std::vector<void*> to(ranks);
+    std::vector<size_t> from_bytes(ranks);
+    std::vector<size_t> to_bytes(ranks);
+    for (size_t i = 0; i < ranks; ++i) {
+      from[i] = send[i].data;
+      from_bytes[i] = send[i].size_bytes;
+      to[i] = receive[i].data;
+      to_bytes[i] = receive[i].size_bytes;
+    }
+    char error[kErrorBytes] = {};
+    return ToStatus(
+        functions_.exchange(nccl_, from.data(), from_bytes.data(), to.data(), to_bytes.data(), error, sizeof(error)),
+        error);
+  }
+
+  absl::Status AllReduceSum(float* values, int64_t count) override {
+    char error[kErrorBytes] = {};
+    return ToStatus(functions_.all_reduce_sum(nccl_, values, static_cast<size_t>(count), error, sizeof(error)), error);
+  }
+
+  void Abort() override { aborted_ = true; }
+
+ private:
+  bool Cancelled() const { return aborted_ || !mesh_.CheckPeers().ok(); }
+
+  TcpMesh& mesh_;
+  const RetortNcclFunctions& functions_;
+  RetortNccl* nccl_ = nullptr;
+  std::atomic<bool> aborted_ = false;
+};
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DeviceCommunicator>> OpenNccl(TcpMesh& mesh, int device_index) {
-  const absl::StatusOr<NcclFactory> factory = LoadFactory();
-  // Either all ranks use NCCL or none: one without it would leave the others waiting.
-  auto able = mesh.GatherMessages(factory.ok() ? "1" : "0", 1);
-  if (!able.ok()) return able.status();
-  RETURN_IF_ERROR(factory.status());
-  for (size_t rank = 0; rank < able->size(); ++rank) {
-    if ((*able)[rank] != "1") return absl::FailedPreconditionError(absl::StrCat("rank ", rank, " has no NCCL"));
+  const absl::StatusOr<const RetortNcclFunctions*> functions = LoadPlugin();
+  std::string id(RETORT_NCCL_ID_BYTES, '\0');
+  absl::Status ready = functions.status();
+  if (ready.ok() && mesh.rank() == 0) {
+    char error[kErrorBytes] = {};
+    ready = ToStatus((*functions)->new_id(id.data(), error, sizeof(error)), error);
   }
-  return (*factory)(mesh, device_index);
+  // Either all ranks use NCCL or none: one without it would leave the others waiting.
+  const std::string mine = ready.ok() ? id : "";
+  ASSIGN_OR_RETURN(const std::vector<std::string> ids, mesh.GatherMessages(mine, RETORT_NCCL_ID_BYTES));
+  RETURN_IF_ERROR(ready);
+  for (size_t rank = 0; rank < ids.size(); ++rank) {
+    if (ids[rank].size() != RETORT_NCCL_ID_BYTES) {
+      return absl::FailedPreconditionError(absl::StrCat("rank ", rank, " has no NCCL"));
+    }
+  }
+  auto nccl = std::make_unique<NcclCommunicator>(mesh, **functions);
+  RETURN_IF_ERROR(nccl->Open(device_index, ids[0]));
+  return std::unique_ptr<DeviceCommunicator>(std::move(nccl));
 }
 
 }  // namespace retort

@@ -11,22 +11,18 @@
 
 namespace retort {
 
-// Moves device memory. Calls return when the transfer is done, on the current stream of the device.
+// Moves device memory. A call waits for work that was queued on the device before, and returns when the transfer is
+// done.
 class DeviceCommunicator : public Communicator {
  public:
   // Sums `values` ([count], device memory) over all ranks, in NCCL's own order. Errors: as Exchange.
   virtual absl::Status AllReduceSum(float* values, int64_t count) = 0;
 };
 
-// Joins the ranks of `mesh` by NCCL, collectively. Waits are bounded by the mesh's silence_timeout: a peer's death
-// shows on `mesh` first or by that time-out. Does not own `mesh`, which must outlive the result. Errors:
-// kFailedPrecondition (no plug-in or no NCCL library on this machine: says which file was tried), as Exchange (a peer
-// failed), kInternal (NCCL's message).
+// Joins the ranks of `mesh` by NCCL, collectively. A peer whose process dies shows on `mesh` and ends the wait; one
+// that is stopped does after the mesh's silence_timeout. Does not own `mesh`, which must outlive the result. Errors:
+// kFailedPrecondition (some rank has no plug-in or no NCCL library: says what was tried), as Exchange (a peer failed),
+// kInternal (NCCL's message).
 absl::StatusOr<std::unique_ptr<DeviceCommunicator>> OpenNccl(TcpMesh& mesh, int device_index);
-
-// What the plug-in exports under kNcclFactoryName.
-using NcclFactory = absl::StatusOr<std::unique_ptr<DeviceCommunicator>> (*)(TcpMesh& mesh, int device_index);
-inline constexpr char kNcclFactoryName[] = "RetortOpenNccl";
-inline constexpr char kNcclLibraryName[] = "libretort_nccl.so";
 
 }  // namespace retort

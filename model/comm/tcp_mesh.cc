@@ -98,6 +98,18 @@ absl::Status TcpMesh::Lost(int peer, const std::string& why) const {
   return absl::UnavailableError(absl::StrCat("rank ", peer, " (", options_.addresses[peer], ") ", why));
 }
 
+absl::Status TcpMesh::CheckPeers() const {
+  if (aborted_) return absl::AbortedError("the gang was aborted");
+  std::vector<pollfd> polled;
+  // poll() passes over negative descriptors, so that the own entry does no harm.
+  for (const int fd : fds_) polled.push_back({fd, POLLRDHUP, 0});
+  if (::poll(polled.data(), polled.size(), 0) <= 0) return absl::OkStatus();
+  for (size_t i = 0; i < polled.size(); ++i) {
+    if (polled[i].revents != 0) return Lost(static_cast<int>(i), "closed the connection");
+  }
+  return absl::OkStatus();
+}
+
 void TcpMesh::KeepAlive() {
   while (!stop_.WaitForNotificationWithTimeout(options_.heartbeat_interval)) {
     if (!mu_.TryLock()) continue;  // an exchange is under way and sends its own

@@ -67,6 +67,11 @@ class TcpMesh final : public Communicator {
   absl::Status Exchange(absl::Span<const ConstBytes> send, absl::Span<const MutableBytes> receive) override;
   void Abort() override;
 
+  absl::Duration silence_timeout() const { return options_.silence_timeout; }
+  // Looks, without waiting, whether a peer has hung up. For waits on something else than this mesh. Errors:
+  // kUnavailable, kAborted.
+  absl::Status CheckPeers() const;
+
   // All-gather of messages whose lengths the others do not know. Errors: as Exchange; kInternal also when one is above
   // `max_bytes`.
   absl::StatusOr<std::vector<std::string>> GatherMessages(const std::string& mine, size_t max_bytes);

@@ -142,6 +142,17 @@ TEST(TcpMeshTest, APeerThatGoesAwayIsKnownAtOnce) {
   EXPECT_LT(absl::Now() - start, absl::Seconds(5));
 }
 
+TEST(TcpMeshTest, CheckPeersSeesThemGoWithoutAnExchange) {
+  Gang gang(2);
+  gang.Run([](TcpMesh& mesh) {
+    EXPECT_TRUE(mesh.GatherMessages("", 0).ok());
+    if (mesh.rank() == 1) return;
+    const absl::Time deadline = absl::Now() + absl::Seconds(10);
+    while (mesh.CheckPeers().ok() && absl::Now() < deadline) std::this_thread::yield();
+    EXPECT_EQ(mesh.CheckPeers().code(), absl::StatusCode::kUnavailable);
+  });
+}
+
 TEST(TcpMeshTest, RanksThatDisagreeAboutSizesFailInsteadOfMixingUpBytes) {
   Gang gang(2);
   gang.Run([](TcpMesh& mesh) {
