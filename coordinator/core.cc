@@ -168,13 +168,29 @@ absl::StatusOr<v1::Job> Core::GetJob(const std::string& name) {
 
 void Core::CountTraces(v1::Job* job) const {
   for (v1::StageStatus& stage : *job->mutable_stages()) {
-    if (stage.stage() != v1::STAGE_GENERATE || stage.state() == v1::STAGE_STATE_PENDING) continue;
-    const auto info = hooks_.sample_set_info(TeacherSampleSetId(job->job_id()));
-    if (!info.ok()) continue;
-    *stage.mutable_outcomes() = info->outcomes();
+    const bool generates = stage.stage() == v1::STAGE_GENERATE && stage.state() != v1::STAGE_STATE_PENDING;
+    const bool evaluates = stage.stage() == v1::STAGE_EVALUATE && stage.state() == v1::STAGE_STATE_RUNNING &&
+                           stage.progress().unit() == "traces";
+    if (!generates && !evaluates) continue;
+    int64_t done = 0;
+    int64_t total = 0;
+    v1::Outcomes outcomes;
+    bool known = false;
+    bool sealed = true;
+    for (const std::string& sample_set_id : SampleSetIdsOf(job->spec(), job->job_id(), stage.stage())) {
+      const auto info = hooks_.sample_set_info(sample_set_id);
+      sealed = sealed && info.ok() && info->sealed();
+      if (!info.ok()) continue;
+      known = true;
+      done += info->trace_count();
+      total += info->prompt_count() * info->n();
+      for (const auto& [cause, count] : info->outcomes().counts()) (*outcomes.mutable_counts())[cause] += count;
+    }
+    if (!known) continue;
+    if (generates) *stage.mutable_outcomes() = outcomes;
     stage.mutable_progress()->set_unit("traces");
-    stage.mutable_progress()->set_done(info->trace_count());
-    if (info->sealed()) stage.mutable_progress()->set_total(info->prompt_count() * info->n());
+    stage.mutable_progress()->set_done(done);
+    if (sealed) stage.mutable_progress()->set_total(total);
   }
 }
 

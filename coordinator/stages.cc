@@ -70,6 +70,12 @@ std::string AdapterArtifact(const internal::JobRecord& job) {
   return "";
 }
 
+std::string TeacherSampleSetId(const std::string& job_id) { return absl::StrCat(job_id, "/teacher"); }
+
+std::string EvaluationSampleSetId(const std::string& job_id, int index, EvaluatedModel model) {
+  return absl::StrCat(job_id, "/eval-", index, "-", NameOf(model));
+}
+
 v1::SampleSet TeacherSampleSet(const v1::JobSpec& spec, const std::string& job_id) {
   v1::SampleSet set;
   set.set_sample_set_id(TeacherSampleSetId(job_id));
@@ -82,7 +88,7 @@ v1::SampleSet EvaluationSampleSet(const v1::JobSpec& spec, const internal::JobRe
                                   EvaluatedModel model) {
   const v1::EvaluationSpec& evaluation = spec.evaluate(index);
   v1::SampleSet set;
-  set.set_sample_set_id(absl::StrCat(job.job_id(), "/eval-", index, "-", NameOf(model)));
+  set.set_sample_set_id(EvaluationSampleSetId(job.job_id(), index, model));
   *set.add_prompts() = evaluation.prompts();
   v1::TeacherSpec& generator = *set.mutable_generator();
   generator = spec.teacher();
@@ -125,8 +131,6 @@ TaskGroup TrainGroup(const v1::StudentSpec& student) {
 
 }  // namespace
 
-std::string TeacherSampleSetId(const std::string& job_id) { return absl::StrCat(job_id, "/teacher"); }
-
 std::vector<v1::Stage> StagesOf(const v1::JobSpec& spec) {
   std::vector<v1::Stage> stages;
   if (spec.has_teacher() && spec.prompts_size() > 0) {
@@ -161,6 +165,18 @@ std::vector<TaskGroup> GroupsOf(const v1::JobSpec& spec, v1::Stage stage) {
       single.role = "curate";
       return {single};
   }
+}
+
+std::vector<std::string> SampleSetIdsOf(const v1::JobSpec& spec, const std::string& job_id, v1::Stage stage) {
+  if (stage == v1::STAGE_GENERATE) return {TeacherSampleSetId(job_id)};
+  std::vector<std::string> ids;
+  if (stage != v1::STAGE_EVALUATE) return ids;
+  for (int i = 0; i < spec.evaluate_size(); ++i) {
+    for (const EvaluatedModel model : {EvaluatedModel::kBase, EvaluatedModel::kTeacher, EvaluatedModel::kStudent}) {
+      if (Runs(spec, spec.evaluate(i), model)) ids.push_back(EvaluationSampleSetId(job_id, i, model));
+    }
+  }
+  return ids;
 }
 
 std::string TaskId(const std::string& job_id, v1::Stage stage, int group, int replica) {

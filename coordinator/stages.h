@@ -45,8 +45,8 @@ std::string TaskId(const std::string& job_id, v1::Stage stage, int group, int re
 // The part of a task id that names its job. A job id holds dots when its name does.
 std::string JobIdOfTask(const std::string& task_id);
 
-// The set that the job's generate stage fills.
-std::string TeacherSampleSetId(const std::string& job_id);
+// The sets that a stage's generating tasks fill.
+std::vector<std::string> SampleSetIdsOf(const v1::JobSpec& spec, const std::string& job_id, v1::Stage stage);
 
 // What the task has to do, from what the earlier stages yielded. Losses of the checkpoint to resume from are the
 // caller's to add. Errors: kInternal (an earlier stage did not yield what this one needs).

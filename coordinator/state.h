@@ -37,6 +37,8 @@ struct CoordinatorOptions {
   absl::Duration one_failure_within =
       absl::Seconds(1);                            // failures of several ranks of a gang within it are charged as one
   absl::Duration rejoin_grace = absl::Seconds(3);  // a gang waits this long for a dead rank to be placed again
+  absl::Duration replacement_wait =
+      absl::Seconds(10);  // ... and this long for its replacement to load; then it goes on without
   absl::Duration completion_grace = absl::Seconds(2);  // for the peers of a task that completed their common work
   absl::Duration exit_grace = absl::Seconds(10);       // from a completed task's last word to its exit
   absl::Duration missing_after = absl::Seconds(5);     // a running task that its worker no longer lists has died
@@ -51,6 +53,7 @@ struct TaskEntry {
   absl::Time finished_at = absl::InfinitePast();
   absl::Time lost_at = absl::InfinitePast();   // when it last lost its placement to a failure
   absl::Time moved_at = absl::InfinitePast();  // when its progress last changed
+  bool grows = false;                          // a rank that its gang does not wait for: it is taken in when it joins
   bool joined = false;                         // this placement has been in its gang's rendezvous
 };
 

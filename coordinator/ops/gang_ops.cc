@@ -3,6 +3,8 @@
 #include <openssl/rand.h>
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
@@ -59,21 +61,35 @@ absl::Time WaitsForReplacementUntil(const State& state, const JobEntry& job) {
   return until;
 }
 
+// Until when a gang that has worked before waits for a placed rank that has not come yet.
+absl::Time WaitsForRankUntil(const State& state, const GangEntry& gang, const TaskEntry& task) {
+  if (task.grows) return absl::InfinitePast();
+  if (task.joined || gang.formed.generation == 0) return absl::InfiniteFuture();
+  return task.placed_at + state.options().replacement_wait;
+}
+
 void TryForm(State* state, JobEntry* job, GangEntry* gang) {
-  int placed = 0;
+  const internal::StageRecord* stage = RunningStage(*job);
+  if (stage == nullptr || stage->stage() != v1::STAGE_TRAIN) return;
+  int present = 0;
   int completed = 0;
-  for (const auto& [task_id, task] : job->tasks) {
+  std::vector<TaskEntry*> late;
+  for (auto& [task_id, task] : job->tasks) {
     if (!IsRank(task)) continue;
     completed += task.record.state() == v1::TASK_STATE_SUCCEEDED;
     if (!IsPlaced(task.record.state())) continue;
-    ++placed;
     const auto joined = gang->joined.find(task_id);
-    if (joined == gang->joined.end() || joined->second.epoch != task.record.epoch()) return;
+    if (joined != gang->joined.end() && joined->second.epoch == task.record.epoch()) {
+      ++present;
+    } else if (WaitsForRankUntil(*state, *gang, task) <= state->Now()) {
+      late.push_back(&task);
+    } else {
+      return;
+    }
   }
-  const internal::StageRecord* stage = RunningStage(*job);
-  if (placed == 0 || stage == nullptr || stage->stage() != v1::STAGE_TRAIN) return;
-  if (placed + completed < RunningGroup(*job, *stage).min) return;
+  if (present == 0 || present + completed < RunningGroup(*job, *stage).min) return;
   if (state->Now() < WaitsForReplacementUntil(*state, *job)) return;
+  for (TaskEntry* task : late) task->grows = true;
   if (gang->wanted_generation <= gang->formed.generation) gang->wanted_generation = state->NextEpoch();
   gang->formed.generation = gang->wanted_generation;
   gang->formed.secret = NewSecret();
@@ -117,8 +133,12 @@ absl::Status JoinGang(State* state, const v1::JoinGangRequest& request) {
     return absl::InvalidArgumentError("address: must be the host:port where this rank listens");
   }
   MarkRunning(state, job, task);
-  task->joined = true;
   GangEntry& gang = GangOf(state, *job);
+  task->joined = true;
+  if (std::exchange(task->grows, false)) {
+    gang.wanted_generation = state->NextEpoch();
+    gang.changed_at = state->Now();
+  }
   if (IsAnswered(gang, request)) return absl::OkStatus();
   // Nobody wants a generation that this rank has not seen, so it asks for one itself: it lost a peer's connection, or
   // the coordinator was restarted.
@@ -168,6 +188,8 @@ absl::Time CheckGangs(State* state) {
         hanging.push_back(task_id);
       } else {
         wake_at = std::min(wake_at, until);
+        const absl::Time late_at = WaitsForRankUntil(*state, gang, task);
+        if (late_at > state->Now()) wake_at = std::min(wake_at, late_at);
       }
     }
     for (const std::string& task_id : hanging) {

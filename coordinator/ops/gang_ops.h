@@ -2,8 +2,10 @@
 //
 // A gang's members are its placed tasks. When that set changes, the coordinator wants a new generation: ranks of the
 // old one are told so by ReportProgress, or notice that a peer is gone, and join again. The generation forms once every
-// member has joined, so that survivors and the replacement of a dead rank meet in one membership. A dead rank that can
-// be placed again at once is waited for (rejoin_grace).
+// member has joined, so that survivors and the replacement of a dead rank meet in one membership. Nobody is waited for
+// without end: a dead rank has rejoin_grace to be placed again and its replacement replacement_wait to load, then the
+// survivors go on (with `min` ranks at least). A rank that comes later, or is added to a gang at work, is taken in when
+// it joins, and not before: its peers work on while it loads.
 #pragma once
 
 #include <optional>

@@ -156,7 +156,10 @@ bool CommitPlan(State* state, const Plan& plan) {
       state->MarkJob(job);
     }
     if (job->record.state() == v1::JOB_STATE_QUEUED) state->MoveJob(job, v1::JOB_STATE_RUNNING).IgnoreError();
-    if (group.kind == GroupKind::kGang) gangs_changed.insert(job->record.job_id());
+    const auto gang = state->gangs().find(job->record.job_id());
+    task->grows = (old_epoch == 0 || task->grows) && gang != state->gangs().end() && gang->second.formed.generation > 0;
+    if (task->grows) gang->second.changed_at = state->Now();
+    if (group.kind == GroupKind::kGang && !task->grows) gangs_changed.insert(job->record.job_id());
   }
   for (const std::string& job_id : gangs_changed) OnMembershipChange(state, state->FindJob(job_id));
   return true;

@@ -132,7 +132,7 @@ void LosePlacement(State* state, JobEntry* job, TaskEntry* task, const std::stri
     }
     stage->set_failures_left(stage->failures_left() - 1);
   }
-  if (record.stage() == v1::STAGE_TRAIN) OnMembershipChange(state, job);
+  if (record.stage() == v1::STAGE_TRAIN && !task->grows) OnMembershipChange(state, job);
   AdvanceJob(state, job);  // its peers may have completed the work already
 }
 

@@ -10,7 +10,7 @@ namespace retort {
 namespace {
 
 constexpr int64_t kReadBytes = 256 << 10;
-constexpr absl::Duration kWait = absl::Milliseconds(500);
+constexpr absl::Duration kLogWait = absl::Milliseconds(500);
 
 using Key = std::pair<uint64_t, std::string>;  // epoch, task id: the order of placement
 
@@ -58,7 +58,7 @@ grpc::Status JobServiceImpl::GetLogs(grpc::ServerContext* context, const v1::Get
         return status;
     }
     if (last_round) break;
-    seen = logs_->WaitForAppend(seen, kWait);
+    seen = logs_->WaitForAppend(seen, kLogWait);
   }
   return grpc::Status::OK;
 }

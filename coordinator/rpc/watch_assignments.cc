@@ -4,7 +4,7 @@
 namespace retort {
 namespace {
 
-constexpr absl::Duration kWait = absl::Seconds(10);
+constexpr absl::Duration kAssignmentsWait = absl::Seconds(10);
 
 }  // namespace
 
@@ -14,7 +14,7 @@ grpc::Status WorkerServiceImpl::WatchAssignments(grpc::ServerContext* context,
   const auto cancelled = [&] { return context->IsCancelled(); };
   int64_t seen = 0;
   while (!context->IsCancelled()) {
-    const auto assignments = core_->WaitAssignments(*request, seen, kWait, cancelled);
+    const auto assignments = core_->WaitAssignments(*request, seen, kAssignmentsWait, cancelled);
     if (absl::IsDeadlineExceeded(assignments.status())) continue;
     if (!assignments.ok()) return ToGrpc(assignments.status());
     seen = assignments->revision();

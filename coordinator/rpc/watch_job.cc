@@ -10,7 +10,7 @@ namespace retort {
 namespace {
 
 constexpr absl::Duration kMinInterval = absl::Milliseconds(100);
-constexpr absl::Duration kWait = absl::Seconds(10);
+constexpr absl::Duration kJobWait = absl::Seconds(10);
 
 }  // namespace
 
@@ -20,7 +20,7 @@ grpc::Status JobServiceImpl::WatchJob(grpc::ServerContext* context, const v1::Wa
   std::string job_id = request->job_id();
   uint64_t seen = 0;
   while (!context->IsCancelled()) {
-    auto view = core_->WaitJob(job_id, seen, kWait, cancelled);
+    auto view = core_->WaitJob(job_id, seen, kJobWait, cancelled);
     if (absl::IsDeadlineExceeded(view.status())) continue;
     if (!view.ok()) return ToGrpc(view.status());
     seen = view->revision;
