@@ -5,6 +5,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "curate/answer.h"
 
 namespace retort::cli {
 namespace {
@@ -104,8 +105,8 @@ class Checker {
         OnlyFor(path, "native");
       }
     } else {
-      for (const char* path :
-           {"teacher.base_url", "teacher.api_key", "teacher.max_concurrency", "teacher.request_timeout_seconds"}) {
+      for (const char* path : {"teacher.base_url", "teacher.api_key", "teacher.max_concurrency", "teacher.max_retries",
+                               "teacher.request_timeout_seconds"}) {
         OnlyFor(path, "openai");
       }
       if (absl::EndsWithIgnoreCase(teacher->model(), ".gguf")) {
@@ -132,6 +133,9 @@ class Checker {
   void CheckVerify(const std::string& path, const v1::VerifySpec& verify) {
     if (verify.kind() == v1::VERIFIER_KIND_UNSPECIFIED && Wrote(path + ".answer_pattern")) {
       Complain(path + ".answer_pattern", absl::StrCat("does nothing without ", path, ".kind"));
+    }
+    if (const auto verifier = curate::Verifier::Make(verify); !verifier.ok()) {
+      Complain(path + ".answer_pattern", verifier.status().message());
     }
   }
 
@@ -199,7 +203,9 @@ class Checker {
     if (!Wrote(path + ".sampling.max_tokens")) sampling->set_max_tokens(teacher ? from.max_tokens() : 32768);
     if (!Wrote(path + ".sampling.seed")) sampling->set_seed(from.seed());
 
-    if (!Wrote(path + ".verify")) {
+    if (Wrote(path + ".verify")) {
+      CheckVerify(path + ".verify", evaluation->verify());
+    } else {
       *evaluation->mutable_verify() = spec_.curate().verify();
       if (evaluation->verify().kind() == v1::VERIFIER_KIND_UNSPECIFIED) {
         Complain(path + ".verify", "missing; answers are judged by a verifier, e.g. verify: {kind: number}");

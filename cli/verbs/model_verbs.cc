@@ -7,20 +7,20 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <string>
 #include <vector>
 
 #include "cli/command.h"
+#include "common/process.h"
 
 namespace retort::cli {
 
 bool IsModelVerb(absl::string_view verb) { return verb == "generate" || verb == "score"; }
 
 int RunModelVerb(int argc, char** argv) {
-  std::error_code error;
-  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
-  const std::string program = (self.parent_path() / "retort-teacher").string();
+  const auto folder = ProgramFolder();
+  if (!folder.ok()) return Fail(folder.status());
+  const std::string program = *folder + "/retort-teacher";
   std::vector<char*> arguments(argv, argv + argc);
   arguments[0] = const_cast<char*>(program.c_str());
   arguments.push_back(nullptr);

@@ -1,72 +1,20 @@
 // The real binary: what it prints and how it ends.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <cstdio>
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "common/version.h"
+#include "tests/cli/distctl_test.h"
 
 namespace retort::cli {
 namespace {
 
 namespace fs = std::filesystem;
 using testing::HasSubstr;
-
-struct Ended {
-  int exit_code = -1;
-  std::string out;
-  std::string err;
-};
-
-class ProgramTest : public testing::Test {
- protected:
-  void SetUp() override {
-    std::string pattern = (fs::temp_directory_path() / "program_test.XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-    const char* bin = std::getenv("RETORT_BIN_DIR");
-    ASSERT_NE(bin, nullptr);
-    distctl_ = absl::StrCat(bin, "/distctl");
-    Write("train.jsonl", R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})"
-                         "\n");
-    Write("model/config.json",
-          R"({"num_hidden_layers": 1, "hidden_size": 4, "num_attention_heads": 1, "vocab_size": 10})");
-    Write("model/tokenizer.json", "{}");
-    const std::string header = R"({"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})";
-    std::string length(8, '\0');
-    length[0] = static_cast<char>(header.size());
-    Write("model/model.safetensors", length + header + std::string(4, '\0'));
-    Write("job.yaml", "name: j\ndataset: [{path: train.jsonl}]\nstudent: {model_name_or_path: model, lora: {r: 2}}\n");
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  void Write(const std::string& path, const std::string& text) {
-    fs::create_directories((folder_ / path).parent_path());
-    std::ofstream(folder_ / path, std::ios::binary) << text;
-  }
-  static std::string Read(const fs::path& path) {
-    std::ifstream file(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
-
-  // Runs `distctl <arguments>` in the test's folder with a state folder of its own.
-  Ended Distctl(const std::string& arguments) {
-    const std::string command =
-        absl::StrCat("cd ", folder_.string(), " && RETORT_STATE_DIR=", (folder_ / "state").string(),
-                     " RETORT_COORDINATOR= ", distctl_, " ", arguments, " >out.txt 2>err.txt");
-    const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, Read(folder_ / "out.txt"), Read(folder_ / "err.txt")};
-  }
-
-  fs::path folder_;
-  std::string distctl_;
-};
+using ProgramTest = DistctlTest;
 
 TEST_F(ProgramTest, Version) {
   const Ended run = Distctl("version");

@@ -295,6 +295,9 @@ const BadCase kBad[] = {
      "job.yaml:5:13: teacher.base_url: is for teacher.backend: openai only\n"},
     {"Gguf", "name: t\nprompts: [{path: p.jsonl}]\nteacher: {model: m.gguf}\n",
      "job.yaml:3:18: teacher.model: GGUF files are not supported in this version; give a Hugging Face folder\n"},
+    {"BadPattern", TeacherJob("", "curate: {verify: {kind: number, answer_pattern: \"(\"}}\n"),
+     "job.yaml:5:49: curate.verify.answer_pattern: verify.answer_pattern \"(\": is not an RE2 regular expression: "
+     "missing ): (\n"},
     {"PatternWithoutKind", TeacherJob("", "curate: {verify: {answer_pattern: x}}\n"),
      "job.yaml:5:35: curate.verify.answer_pattern: does nothing without curate.verify.kind\n"},
 };
