@@ -17,7 +17,7 @@ ALLOWED = {
     "worker": {"proto", "common"},
     "teacher_gen": {"proto", "common", "model"},
     "student": {"proto", "common", "model"},
-    "cli": {"proto", "common"},
+    "cli": {"proto", "common", "storage", "curate"},
     "bench": None,  # None: anything
     "tests": None,
 }

@@ -31,7 +31,7 @@ std::string FormatCount(int64_t value) {
   std::string digits = absl::StrCat(value);
   const bool negative = digits[0] == '-';
   if (negative) digits.erase(0, 1);
-  for (int i = static_cast<int>(digits.size()) - 3; i > 0; i -= 3) digits.insert(static_cast<size_t>(i), ",");
+  for (int i = static_cast<int>(digits.size()) - 3; i > 0; i -= 3) digits.insert(static_cast<size_t>(i), 1, ',');
   return negative ? "-" + digits : digits;
 }
 
