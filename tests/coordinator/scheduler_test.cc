@@ -240,7 +240,9 @@ TEST_P(RandomSchedule, NeverOverCommitsAndKeepsGangsWhole) {
       for (const TaskView& task : group.waiting) {
         const bool is_placed = tasks.count(task.task_id) > 0;
         placed += is_placed;
-        if (is_placed) EXPECT_LE(task.not_before, kNow);
+        if (is_placed) {
+          EXPECT_LE(task.not_before, kNow);
+        }
         EXPECT_NE(is_placed, plan.wait_reasons.count(task.task_id) > 0)
             << task.task_id << " must be placed or told why not";
       }
@@ -248,7 +250,9 @@ TEST_P(RandomSchedule, NeverOverCommitsAndKeepsGangsWhole) {
         if (placement.task_id.rfind(group.job_id + ".", 0) == 0) on_gpu.insert(placement.gpu_index.has_value());
       }
       EXPECT_LE(on_gpu.size(), 1u) << "a group is on one kind of device";
-      if (group.kind == GroupKind::kGang && group.placed == 0 && placed > 0) EXPECT_GE(placed, group.min);
+      if (group.kind == GroupKind::kGang && group.placed == 0 && placed > 0) {
+        EXPECT_GE(placed, group.min);
+      }
     }
   }
 }

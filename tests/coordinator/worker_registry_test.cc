@@ -14,7 +14,8 @@ using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
 v1::WorkerStatus StatusOf(Harness* cluster, const std::string& worker_id) {
-  for (const v1::WorkerStatus& status : *cluster->core().ListWorkers()) {
+  const auto workers = cluster->core().ListWorkers();
+  for (const v1::WorkerStatus& status : *workers) {
     if (status.worker_id() == worker_id) return status;
   }
   return {};
