@@ -87,6 +87,8 @@ absl::Status State::Load(const StateLog& log) {
     }
     for (auto& [task_id, task] : job.tasks) {
       const internal::TaskRecord& record = task.record;
+      task.placed_at = now;
+      task.finished_at = now;  // its peers' moment to complete begins anew
       if (record.epoch() == 0 || record.process_gone()) continue;
       WorkerEntry& worker = workers_[record.worker_id()];
       worker.worker_id = record.worker_id();
@@ -98,8 +100,6 @@ absl::Status State::Load(const StateLog& log) {
       placement.threads = record.threads();
       placement.withdrawn = !IsPlaced(record.state());
       placement.withdrawn_at = now;
-      task.placed_at = now;
-      task.finished_at = now;
     }
   }
   last_epoch_ = coordinator_.epochs_reserved();

@@ -254,8 +254,8 @@ void Harness::Settle() {
     bool changed = false;
     for (const auto& [worker_id, worker] : workers_) {
       if (worker.silent) continue;
+      Heartbeat(worker_id);  // registers again where the coordinator does not know the worker
       changed |= Sync(worker_id);
-      Heartbeat(worker_id);
     }
     if (!changed) return;
   }

@@ -64,13 +64,16 @@ class ServiceTest : public ::testing::Test {
     v1::PutBlobRequest request;
     request.mutable_blob()->set_sha256(Sha256Hex(contents));
     request.mutable_blob()->set_size_bytes(static_cast<int64_t>(contents.size()));
-    request.set_data(contents);
+    v1::PutBlobRequest data;
+    data.set_data(contents);
     v1::PutBlobResponse response;
     Call call;
     auto writer = artifacts_->PutBlob(&call, &response);
-    EXPECT_TRUE(writer->Write(request));
+    writer->Write(request);
+    writer->Write(data);
     writer->WritesDone();
-    EXPECT_TRUE(writer->Finish().ok());
+    const grpc::Status status = writer->Finish();
+    EXPECT_TRUE(status.ok()) << status.error_message();
     return request.blob();
   }
   std::string PutArtifact(const std::string& contents) {

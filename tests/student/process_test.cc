@@ -258,7 +258,8 @@ TEST_F(ProcessTest, WhenAllDieTrainingGoesOnFromTheCheckpointWithAnotherNumberOf
   const std::string alone = Undisturbed();
   NewCoordinator();
   for (int i = 0; i < 2; ++i) coordinator_->Place(absl::StrCat("j.train.0.", i));
-  Start("j.train.0.0");
+  // A second at the twelfth step, in which the checkpoint of the sixth is registered.
+  Start("j.train.0.0", "student.before_exchange:12:1000");
   Start("j.train.0.1", "student.before_apply:15");
   AwaitKilled("j.train.0.1");
   ::kill(running_.at("j.train.0.0"), SIGKILL);
@@ -273,8 +274,8 @@ TEST_F(ProcessTest, WhenAllDieTrainingGoesOnFromTheCheckpointWithAnotherNumberOf
 TEST_F(ProcessTest, ARankThatComesLaterJoinsAtAStepBoundary) {
   const std::string alone = Undisturbed();
   NewCoordinator();
-  // Half a second at the fifth step, in which the second rank is placed.
-  Start("j.train.0.0", "student.before_exchange:5:500");
+  // Time at the fifth step, in which the second rank is placed, and at the sixth, in which the first hears of it.
+  Start("j.train.0.0", "student.before_exchange:5:2000,student.before_exchange:6:1000");
   ASSERT_TRUE(coordinator_->AwaitSteps(4, absl::Seconds(30)));
   Start("j.train.0.1");
   AwaitDone();

@@ -226,13 +226,13 @@ class SlowBackend final : public SampleBackend {
 };
 
 TEST(SampleLoop, SavesPartialsAsItGoes) {
-  FakeStore store(30, 1);
+  FakeStore store(600, 1);
   TraceCommitter committer(store.Calls(), 16);
   SlowBackend backend(4);
   SampleLoopOptions options = store.Options();
   options.partials_interval = absl::ZeroDuration();
   ASSERT_TRUE(RunSampleLoop(options, backend, committer).ok());
-  EXPECT_THAT(store.traces_, SizeIs(30));
+  EXPECT_THAT(store.traces_, SizeIs(600));
   EXPECT_LE(backend.most_in_flight_, 8);
   EXPECT_GT(store.partials_, 0);
 }
