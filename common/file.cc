@@ -4,7 +4,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
@@ -12,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "common/id.h"
 #include "common/status.h"
 
 namespace retort {
@@ -69,8 +69,9 @@ absl::Status FsyncPath(const std::string& path) {
 }
 
 absl::StatusOr<AtomicFile> AtomicFile::Create(const std::string& path, int mode) {
-  static std::atomic<uint64_t> counter{0};
-  std::string temporary = absl::StrCat(path, ".tmp.", getpid(), ".", counter.fetch_add(1));
+  // Random, not the process's id: what a crash leaves must never stand in the way of a later process, which may have
+  // the same id (always 1 in a container).
+  std::string temporary = absl::StrCat(path, ".tmp.", RandomHex(16));
   UniqueFd fd(open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode));
   if (!fd.valid()) return ErrnoStatus(absl::StrCat("create ", temporary), errno);
   return AtomicFile(path, std::move(temporary), std::move(fd));

@@ -16,7 +16,8 @@ inline constexpr int64_t kMaxReadFileBytes = int64_t{1} << 30;
 // Errors: kNotFound, kPermissionDenied, kResourceExhausted (larger than `max_bytes`), kInternal.
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes = kMaxReadFileBytes);
 
-// Writes beside `path`, fsyncs, renames over it and fsyncs the folder: a crash leaves the old file or the new one.
+// Writes beside `path`, fsyncs, renames over it and fsyncs the folder: a crash leaves the old file or the new one, and
+// at worst a "<path>.tmp.<16 hex digits>" beside it that nobody reads.
 // `mode` is set before a byte is written. Errors: kResourceExhausted (disk full; nothing is left behind),
 // kPermissionDenied, kNotFound (no such folder), kInternal.
 absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents, int mode = 0644);

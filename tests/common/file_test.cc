@@ -2,8 +2,12 @@
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
 
 namespace retort {
 namespace {
@@ -26,6 +30,14 @@ TEST_F(FileTest, WritesWholeFilesWithTheirMode) {
   EXPECT_EQ(info.st_mode & 0777, 0600u);
   ASSERT_TRUE(WriteFileAtomically(path, "other", 0600).ok());
   EXPECT_EQ(ReadFile(path).value(), "other");
+}
+
+TEST_F(FileTest, WhatACrashedProcessOfTheSameIdLeftIsNotInTheWay) {
+  // In a container every life of a process has the same id: names made of it and a count would come again.
+  const std::string path = folder_ + "/file";
+  for (int i = 0; i < 200; ++i) std::ofstream(absl::StrCat(path, ".tmp.", getpid(), ".", i)) << "half";
+  ASSERT_TRUE(WriteFileAtomically(path, "whole").ok());
+  EXPECT_EQ(ReadFile(path).value(), "whole");
 }
 
 TEST_F(FileTest, LeavesNothingBehindWhenTheDiskIsFull) {
