@@ -2,35 +2,18 @@
 
 #include <utility>
 
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
-#include "common/check.h"
 #include "common/hash.h"
 #include "common/rpc/artifact_listing.h"
+#include "common/rpc/manifest_hash.h"
 #include "common/status.h"
 #include "storage/sample_store_impl.h"
 
 namespace retort::storage {
 
-std::string ManifestHash(const v1::Manifest& manifest) {
-  Sha256 hash;
-  hash.UpdateField("retort manifest 1");
-  hash.UpdateU64(static_cast<uint64_t>(manifest.train_count()));
-  hash.UpdateU64(static_cast<uint64_t>(manifest.validation_count()));
-  for (const v1::BlobRef* file : {&manifest.train(), &manifest.validation()}) {
-    hash.UpdateField(file->sha256());
-    hash.UpdateU64(static_cast<uint64_t>(file->size_bytes()));
-  }
-  hash.UpdateU64(static_cast<uint64_t>(manifest.keys_size()));
-  for (const v1::TraceKey& key : manifest.keys()) {
-    const absl::StatusOr<std::string> encoded = EncodeTraceKey(key);
-    RETORT_CHECK(encoded.ok());
-    hash.UpdateField(*encoded);
-  }
-  return ToHex(hash.Finish());
-}
-
 absl::Status ValidateManifest(const v1::Manifest& manifest) {
+  if (manifest.keys_size() > kMaxManifestKeys)
+    return absl::InvalidArgumentError(absl::StrCat("manifest: more than ", kMaxManifestKeys, " keys"));
   if (manifest.train_count() < 0 || manifest.validation_count() < 0 || manifest.train_count() > manifest.keys_size() ||
       manifest.validation_count() != manifest.keys_size() - manifest.train_count()) {
     return absl::InvalidArgumentError(absl::StrCat("manifest: ", manifest.keys_size(), " keys, but train_count is ",
@@ -51,6 +34,11 @@ absl::StatusOr<std::string> SampleStore::Impl::CreateManifest(const v1::CreateMa
   RETURN_IF_ERROR(ValidateManifest(request.manifest()));
   v1::Manifest manifest = request.manifest();
   manifest.set_manifest_sha256(ManifestHash(manifest));
+  if (!request.manifest().manifest_sha256().empty() &&
+      request.manifest().manifest_sha256() != manifest.manifest_sha256()) {
+    return absl::DataLossError(absl::StrCat("manifest ", request.manifest().manifest_sha256(),
+                                            ": what came has the hash ", manifest.manifest_sha256()));
+  }
   // Traces are never removed, so they can be looked for outside the committer.
   for (const v1::TraceKey& key : manifest.keys()) {
     ASSIGN_OR_RETURN(const std::string encoded, EncodeTraceKey(key));

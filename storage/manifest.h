@@ -1,18 +1,13 @@
-// What a manifest is called.
+// What a manifest from outside must be.
 #pragma once
-
-#include <string>
 
 #include "absl/status/status.h"
 #include "retort/v1/sample_service.pb.h"
 
 namespace retort::storage {
 
-// SHA-256, as hex, over: the field "retort manifest 1"; train_count and validation_count; hash (field) and size of the
-// train file, then of the validation file; the number of keys; and each key (field of 100 bytes: model revision,
-// sampling hash, prompt hash, sample index as 4 bytes big-endian), in order. A field is its length (8 bytes,
-// little-endian) and its bytes; numbers are 8 bytes, little-endian. The manifest must be valid.
-std::string ManifestHash(const v1::Manifest& manifest);
+// A manifest is held in memory while it is made and read, about 250 bytes a key.
+inline constexpr int kMaxManifestKeys = 4'000'000;
 
 // Checks counts, keys and references. Errors: kInvalidArgument.
 absl::Status ValidateManifest(const v1::Manifest& manifest);

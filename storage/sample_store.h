@@ -86,7 +86,8 @@ class SampleStore {
   absl::Status ListTraces(const v1::ListTracesRequest& request,
                           absl::FunctionRef<absl::Status(const v1::ListTracesResponse& batch)> emit);
 
-  // Stores a manifest under its hash (storage/manifest.h), which is returned. Errors: kNotFound (a key has no trace).
+  // Stores a manifest under its hash (common/rpc/manifest_hash.h), which is returned. Errors: kNotFound (a key has no
+  // trace), kDataLoss (manifest_sha256 is given and another).
   absl::StatusOr<std::string> CreateManifest(const v1::CreateManifestRequest& request, TaskFence& fence);
   absl::StatusOr<v1::Manifest> GetManifest(absl::string_view manifest_sha256);
 

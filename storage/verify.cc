@@ -6,6 +6,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "common/hash.h"
+#include "common/rpc/manifest_hash.h"
 #include "common/status.h"
 #include "storage/manifest.h"
 #include "storage/sample_store_impl.h"

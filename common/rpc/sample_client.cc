@@ -13,6 +13,7 @@
 #include "common/hash.h"
 #include "common/id.h"
 #include "common/json.h"
+#include "common/rpc/manifest_hash.h"
 
 namespace retort {
 namespace {
@@ -20,6 +21,9 @@ namespace {
 // Leaves room below the 16 MiB of a message.
 constexpr size_t kSliceBytes = 4 << 20;
 constexpr int kSliceItems = 2000;
+constexpr int kManifestSliceKeys = 10'000;  // about 1 MiB
+// The store looks up each key of a manifest; slower is taken for dead.
+constexpr int kManifestKeysPerSecond = 10'000;
 constexpr char kImportPrefix[] = "import/";
 
 absl::Status VisitedTooLarge(absl::string_view what, size_t bytes) {
@@ -167,26 +171,58 @@ absl::Status SampleClient::ListTraces(
 }
 
 absl::StatusOr<std::string> SampleClient::CreateManifest(const v1::Manifest& manifest) {
-  v1::CreateManifestRequest request;
-  *request.mutable_ref() = ref_;
-  *request.mutable_manifest() = manifest;
-  ASSIGN_OR_RETURN(const auto response, UnaryWithRetry<v1::CreateManifestResponse>(
-                                            "CreateManifest", retry_,
-                                            [&](grpc::ClientContext* context, v1::CreateManifestResponse* response) {
-                                              return stub_->CreateManifest(context, request, response);
-                                            }));
-  return response.manifest_sha256();
+  const std::string manifest_sha256 = ManifestHash(manifest);
+  v1::CreateManifestResponse response;
+  RETURN_IF_ERROR(CallWithRetry("CreateManifest", retry_, [&](absl::Time deadline) -> absl::Status {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(deadline + absl::Seconds(manifest.keys_size() / kManifestKeysPerSecond)));
+    const auto writer = stub_->CreateManifest(&context, &response);
+    v1::CreateManifestRequest request;
+    *request.mutable_ref() = ref_;
+    v1::Manifest& header = *request.mutable_manifest();
+    header.set_manifest_sha256(manifest_sha256);
+    header.set_train_count(manifest.train_count());
+    header.set_validation_count(manifest.validation_count());
+    if (manifest.has_train()) *header.mutable_train() = manifest.train();
+    if (manifest.has_validation()) *header.mutable_validation() = manifest.validation();
+    int next = 0;
+    do {
+      for (int i = 0; i < kManifestSliceKeys && next < manifest.keys_size(); ++i)
+        *request.mutable_manifest()->add_keys() = manifest.keys(next++);
+      if (!writer->Write(request)) break;  // Finish says why
+      request.Clear();
+    } while (next < manifest.keys_size());
+    writer->WritesDone();
+    return FromGrpc(writer->Finish());
+  }));
+  if (response.manifest_sha256() != manifest_sha256)
+    return absl::DataLossError("CreateManifest: the store gave another hash than expected");
+  return manifest_sha256;
 }
 
 absl::StatusOr<v1::Manifest> SampleClient::GetManifest(absl::string_view manifest_sha256) {
   v1::GetManifestRequest request;
   request.set_manifest_sha256(std::string(manifest_sha256));
-  ASSIGN_OR_RETURN(auto response,
-                   UnaryWithRetry<v1::GetManifestResponse>(
-                       "GetManifest", retry_, [&](grpc::ClientContext* context, v1::GetManifestResponse* response) {
-                         return stub_->GetManifest(context, request, response);
-                       }));
-  return std::move(*response.mutable_manifest());
+  v1::Manifest manifest;
+  RETURN_IF_ERROR(CallWithRetry("GetManifest", retry_, [&](absl::Time) -> absl::Status {
+    // No deadline for the whole, as in ListTraces.
+    grpc::ClientContext context;
+    const auto reader = stub_->GetManifest(&context, request);
+    manifest.Clear();
+    v1::GetManifestResponse response;
+    while (reader->Read(&response)) {
+      v1::Manifest& slice = *response.mutable_manifest();
+      if (manifest.manifest_sha256().empty()) {
+        manifest = std::move(slice);
+        continue;
+      }
+      for (v1::TraceKey& key : *slice.mutable_keys()) *manifest.add_keys() = std::move(key);
+    }
+    return FromGrpc(reader->Finish());
+  }));
+  if (ManifestHash(manifest) != manifest_sha256)
+    return absl::DataLossError(absl::StrCat("manifest ", std::string(manifest_sha256), ": what came has another hash"));
+  return manifest;
 }
 
 absl::StatusOr<v1::GetStoreStatsResponse> SampleClient::Stats() {

@@ -48,7 +48,7 @@ class SampleClient {
   absl::Status ListTraces(absl::string_view sample_set_id,
                           absl::FunctionRef<absl::Status(const v1::Prompt& prompt, const v1::Trace& trace)> visit);
 
-  // Returns the manifest's hash.
+  // Both send any number of keys, in slices, and check the hash of the whole. CreateManifest returns it.
   absl::StatusOr<std::string> CreateManifest(const v1::Manifest& manifest);
   absl::StatusOr<v1::Manifest> GetManifest(absl::string_view manifest_sha256);
 

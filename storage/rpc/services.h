@@ -27,10 +27,10 @@ class SampleServiceImpl final : public v1::SampleService::Service {
                             v1::SavePartialsResponse* response) override;
   grpc::Status ListTraces(grpc::ServerContext* context, const v1::ListTracesRequest* request,
                           grpc::ServerWriter<v1::ListTracesResponse>* writer) override;
-  grpc::Status CreateManifest(grpc::ServerContext* context, const v1::CreateManifestRequest* request,
+  grpc::Status CreateManifest(grpc::ServerContext* context, grpc::ServerReader<v1::CreateManifestRequest>* reader,
                               v1::CreateManifestResponse* response) override;
   grpc::Status GetManifest(grpc::ServerContext* context, const v1::GetManifestRequest* request,
-                           v1::GetManifestResponse* response) override;
+                           grpc::ServerWriter<v1::GetManifestResponse>* writer) override;
   grpc::Status GetStoreStats(grpc::ServerContext* context, const v1::GetStoreStatsRequest* request,
                              v1::GetStoreStatsResponse* response) override;
   grpc::Status ListSampleSets(grpc::ServerContext* context, const v1::ListSampleSetsRequest* request,

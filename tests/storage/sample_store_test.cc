@@ -203,6 +203,8 @@ TEST_F(SampleStoreTest, StoresManifestsUnderTheirHash) {
   EXPECT_EQ(store_->CreateManifest(request, fence_).value(), *id);
   EXPECT_EQ(store_->GetManifest(*id)->keys_size(), 1);
   EXPECT_EQ(store_->GetManifest(Sha256Hex("none")).status().code(), absl::StatusCode::kNotFound);
+  request.mutable_manifest()->set_manifest_sha256(Sha256Hex("cut short on the way"));
+  EXPECT_EQ(store_->CreateManifest(request, fence_).status().code(), absl::StatusCode::kDataLoss);
   request.mutable_manifest()->set_train_count(2);
   EXPECT_EQ(store_->CreateManifest(request, fence_).status().code(), absl::StatusCode::kInvalidArgument);
   ExpectSound();

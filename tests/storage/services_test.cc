@@ -104,6 +104,52 @@ class ServicesTest : public StoreFixture {
   std::string scratch_;
 };
 
+TEST_F(ServicesTest, AManifestIsNotBoundByTheSizeOfAMessage) {
+  constexpr int kKeys = 25'000;  // 2.7 MB, over the limits below
+  PrepareSet("s", kKeys, {"p0"});
+  v1::Manifest manifest;
+  while (manifest.keys_size() < kKeys) {
+    const auto leased = Acquire(Ref("a", 1), "s", kMaxAcquire);
+    ASSERT_TRUE(leased.ok()) << leased.status();
+    std::vector<v1::CommitTracesRequest::Item> items;
+    for (const v1::LeasedSample& sample : leased->samples()) {
+      *manifest.add_keys() = sample.key();
+      items.push_back(Item(sample, "x"));
+    }
+    Commit(Ref("a", 1), std::move(items));
+  }
+  manifest.set_train_count(kKeys - 1);
+  manifest.set_validation_count(1);
+  manifest.mutable_train()->set_sha256(Sha256Hex("file"));
+
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  SampleServiceImpl service(store_.get(), &fence_);
+  builder.RegisterService(&service);
+  builder.SetMaxReceiveMessageSize(2 << 20);
+  const auto server = builder.BuildAndStart();
+  grpc::ChannelArguments small;
+  small.SetMaxReceiveMessageSize(2 << 20);
+  SampleClient client(
+      grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials(), small),
+      Ref("a", 1), retry_);
+  const auto id = client.CreateManifest(manifest);
+  ASSERT_TRUE(id.ok()) << id.status();
+  EXPECT_EQ(client.CreateManifest(manifest).value(), *id);
+  const auto read = client.GetManifest(*id);
+  ASSERT_TRUE(read.ok()) << read.status();
+  manifest.set_manifest_sha256(*id);
+  EXPECT_EQ(read->SerializeAsString(), manifest.SerializeAsString());
+  EXPECT_EQ(client.GetManifest(Sha256Hex("none")).status().code(), absl::StatusCode::kNotFound);
+
+  manifest.mutable_keys()->RemoveLast();
+  EXPECT_EQ(client.CreateManifest(manifest).status().code(), absl::StatusCode::kInvalidArgument);
+  SampleClient fenced(channel_, Ref("a", 2), retry_);
+  manifest.set_validation_count(0);
+  EXPECT_EQ(fenced.CreateManifest(manifest).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
 TEST_F(ServicesTest, FoldersTravelThereAndBack) {
   ArtifactClient client(channel_, retry_);
   const std::string large(5'000'000, 'l');
