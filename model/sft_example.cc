@@ -53,22 +53,20 @@ struct Turn {
 // does not write the content as it stands.
 Turn SplitTurn(std::string prompt, absl::string_view whole, absl::string_view content) {
   Turn turn;
+  const absl::string_view trimmed = absl::StripTrailingAsciiWhitespace(prompt);
+  const bool opened_twice = absl::EndsWith(trimmed, kThink) && absl::StartsWith(content, kThink);
   if (absl::StartsWith(whole, prompt) && absl::StartsWith(whole.substr(prompt.size()), content)) {
-    turn.completion = std::string(whole.substr(prompt.size()));
-    turn.tail = turn.completion.substr(content.size());
-    turn.prompt = std::move(prompt);
-    turn.written_by_template = true;
-    return turn;
+    turn.tail = std::string(whole.substr(prompt.size() + content.size()));
+    turn.written_by_template = !opened_twice;
   }
   // "<think>" may not stand there twice. The prompt's is kept where it is the content's to the letter: generation will
   // start after it.
-  const absl::string_view trimmed = absl::StripTrailingAsciiWhitespace(prompt);
-  if (absl::EndsWith(trimmed, kThink) && absl::StartsWith(content, kThink)) {
+  if (opened_twice) {
     const absl::string_view opening = absl::string_view(prompt).substr(trimmed.size() - kThink.size());
     if (!absl::ConsumePrefix(&content, opening)) prompt.resize(trimmed.size() - kThink.size());
   }
   turn.prompt = std::move(prompt);
-  turn.completion = std::string(content);
+  turn.completion = absl::StrCat(content, turn.tail);
   return turn;
 }
 

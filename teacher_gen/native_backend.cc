@@ -96,7 +96,8 @@ absl::StatusOr<std::vector<FinishedSample>> NativeBackend::Poll(absl::Duration) 
   for (const GenerationResult& result : ended) {
     const auto running = samples_.find(result.id);
     FinishedSample done = Finished(running->second.sample);
-    ASSIGN_OR_RETURN(const std::string text, trace_text_.Decode(result.token_ids));
+    const auto& prompt = running->second.sample.prompt().token_ids();
+    ASSIGN_OR_RETURN(const std::string text, trace_text_.DecodeAfter({prompt.begin(), prompt.end()}, result.token_ids));
     done.trace.set_text(ValidUtf8(text, kMaxTextBytes));
     done.trace.mutable_token_ids()->Assign(result.token_ids.begin(), result.token_ids.end());
     done.trace.set_finish_reason(result.finish_reason);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "model/tokenizer.h"
 
 namespace retort {
@@ -20,6 +21,10 @@ class TraceText {
 
   absl::StatusOr<std::string> Decode(const std::vector<int32_t>& ids);
 
+  // The same for what follows `prompt`: where that ends in "<think>" (and white space), as R1's templates end it, the
+  // text begins with it, unless the model itself wrote one.
+  absl::StatusOr<std::string> DecodeAfter(const std::vector<int32_t>& prompt, const std::vector<int32_t>& ids);
+
  private:
   absl::StatusOr<bool> IsSpecial(int32_t id);
 
@@ -27,5 +32,9 @@ class TraceText {
   std::vector<int32_t> kept_;  // special tokens that are kept
   std::map<int32_t, bool> special_;
 };
+
+// What an endpoint wrote, with the "<think>\n" in front that its template keeps from the reply: where the text closes
+// what it has not opened.
+std::string WithOpenedThink(absl::string_view text);
 
 }  // namespace retort

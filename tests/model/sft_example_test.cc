@@ -89,6 +89,21 @@ TEST(SftExampleTest, DoesNotOpenThinkingTwice) {
               testing::Pair("<|begin_of_text|><|User|>hi<|Assistant|>", "<think>a</think>42<|endoftext|>"));
 }
 
+// A template that opens the thinking before what an assistant wrote, too.
+TEST(SftExampleTest, DoesNotOpenThinkingTwiceWhereTheTemplateWould) {
+  const auto tokenizer = WithTemplate(
+      "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}<think>\n{% endif %}{{ m.content }}"
+      "{% if m.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
+      "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}",
+      "<|im_end|>");
+  for (const char* content : {"<think>\na</think>42", "a</think>42"}) {
+    const auto example = ExampleFromMessages(*tokenizer, Conversation(content));
+    ASSERT_TRUE(example.ok()) << example.status();
+    EXPECT_THAT(Split(*tokenizer, *example), testing::Pair("<|user|>hi<|assistant|><think>\n", "a</think>42<|im_end|>"))
+        << content;
+  }
+}
+
 TEST(SftExampleTest, TrainsEosWhereTheTemplateWritesAnotherEnd) {
   const auto tokenizer = WithTemplate(GoldenTemplate("chatml"), "<|endoftext|>");
   const auto example = ExampleFromMessages(*tokenizer, Conversation("42 <|endoftext|> 43"));

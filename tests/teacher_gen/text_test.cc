@@ -20,7 +20,9 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
-// A token is a letter; 100 is EOS and special, 101 and 102 are <think> and </think>, special where it says so.
+constexpr int32_t kNewline = '\n' - 'a';
+
+// A token is a character; 100 is EOS and special, 101 and 102 are <think> and </think>, special where it says so.
 class LetterTokenizer final : public Tokenizer {
  public:
   explicit LetterTokenizer(bool think_is_special) : think_is_special_(think_is_special) {}
@@ -74,6 +76,29 @@ TEST(TraceText, LeavesOutIdsBeyondTheTokenizer) {
   TraceText text(tokenizer);
   EXPECT_EQ(*text.Decode({0, 5000, 1, 100}), "ab");
   EXPECT_EQ(*text.Decode({101, 5000, 102}), "<think></think>");
+}
+
+TEST(TraceText, BeginsWithTheThinkThatThePromptOpened) {
+  for (const bool special : {true, false}) {
+    const LetterTokenizer tokenizer(special);
+    TraceText text(tokenizer);
+    EXPECT_EQ(*text.DecodeAfter({0, 1, 101}, {2, 102, 3, 100}), "<think>c</think>d");
+    EXPECT_EQ(*text.DecodeAfter({0, 101, kNewline}, {2, 102, 3}), "<think>\nc</think>d");
+    EXPECT_EQ(*text.DecodeAfter({101, kNewline}, {}), "<think>\n");
+    // The model opens it itself, the prompt has closed it, or never had it.
+    EXPECT_EQ(*text.DecodeAfter({0, 101, kNewline}, {101, 2, 102, 3}), "<think>c</think>d");
+    EXPECT_EQ(*text.DecodeAfter({101, kNewline, 102}, {3}), "d");
+    EXPECT_EQ(*text.DecodeAfter({0, 1}, {2, 102, 3}), "c</think>d");
+    EXPECT_EQ(*text.DecodeAfter({}, {2}), "c");
+  }
+}
+
+TEST(WithOpenedThink, OpensWhatIsOnlyClosed) {
+  EXPECT_EQ(WithOpenedThink("a</think>b"), "<think>\na</think>b");
+  EXPECT_EQ(WithOpenedThink("<think>a</think>b"), "<think>a</think>b");
+  EXPECT_EQ(WithOpenedThink("a</think>b<think>"), "<think>\na</think>b<think>");
+  EXPECT_EQ(WithOpenedThink("a<think>"), "a<think>");
+  EXPECT_EQ(WithOpenedThink(""), "");
 }
 
 TEST(LineToTokens, ReadsEachForm) {
