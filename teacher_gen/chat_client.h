@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "teacher_gen/chat_reply.h"
 
 namespace retort {
 
@@ -16,7 +17,7 @@ struct ChatClientOptions {
   std::string base_url;  // "http://host:8000/v1"
   std::string model;
   std::string api_key;                         // sent as a bearer token; empty: none
-  absl::Duration timeout = absl::Minutes(10);  // of one attempt
+  absl::Duration timeout = absl::Minutes(10);  // of silence: an attempt ends when no byte has come for so long
   int max_attempts = 9;                        // the first and eight more
   absl::Duration initial_backoff = absl::Milliseconds(500);
   absl::Duration max_backoff = absl::Seconds(30);
@@ -35,16 +36,9 @@ struct ChatRequest {
   double temperature = 0.0;
   double top_p = 1.0;
   int64_t max_tokens = 0;
-  uint32_t seed = 0;  // below 2^31: some servers read a signed 32-bit number
-};
-
-struct ChatReply {
-  std::string text;
-  std::string reasoning;  // reasoning_content or reasoning, where the endpoint gives it apart
-  std::string finish_reason;
-  int64_t prompt_tokens = 0;  // 0 where the endpoint does not say
-  int64_t completion_tokens = 0;
-  int attempts = 1;
+  uint32_t seed = 0;              // below 2^31: some servers read a signed 32-bit number
+  int max_attempts = 0;           // 0: the client's
+  bool first_token_only = false;  // the answer is cut off after its first token, where the endpoint streams
 };
 
 // Not thread-safe; each thread has its own, and its connection is kept open between requests.
@@ -53,34 +47,28 @@ class ChatClient {
   explicit ChatClient(ChatClientOptions options);
   ~ChatClient();
 
-  // Tries again, with jittered exponential back-off (or as long as Retry-After says), after: no connection, a broken
-  // one, a time-out, 408, 429, 5xx, a reply that is not whole or not JSON. Errors:
+  // Asks for a stream, which shows that a long answer is under way; takes a plain reply too. Tries again, with jittered
+  // exponential back-off (or as long as Retry-After says), after what passes: no connection, a broken one, silence,
+  // 408, 429, 5xx, a reply that is not whole or not JSON. `failing_since`, where given, is set to the first such
+  // failure. Errors:
   //   kUnavailable        still failing after max_attempts; says how it failed last
-  //   kOutOfRange         the prompt does not fit the model's context
-  //   kFailedPrecondition the endpoint refuses for good (400, 401, 403, 404, ...): its message; other prompts would
-  //   fare
-  //                       the same
+  //   kOutOfRange, kInvalidArgument, kFailedPrecondition  refused, as ChatReplyReader::Judge says
   //   kCancelled
-  absl::StatusOr<ChatReply> Complete(const ChatRequest& request);
+  absl::StatusOr<ChatReply> Complete(const ChatRequest& request, absl::Time* failing_since = nullptr);
 
  private:
   struct Attempt;
-  Attempt Try(const std::string& body);
+  Attempt Try(const std::string& body, bool first_token_only);
+  bool cancelled() const { return options_.cancelled != nullptr && options_.cancelled->load(); }
   absl::Duration Backoff(int attempt) const;
 
   const ChatClientOptions options_;
   struct Handle;
   const std::unique_ptr<Handle> handle_;
+  bool asks_for_usage_ = true;  // until the server refuses stream_options
 };
 
 namespace internal {
-
-// What a reply's HTTP status and body mean. `retry` is set where another attempt may help.
-struct JudgedReply {
-  absl::StatusOr<ChatReply> reply;
-  bool retry = false;
-};
-JudgedReply JudgeReply(long http_status, const std::string& body);
 
 // Seconds or an HTTP date; a negative duration where the header says nothing usable.
 absl::Duration ParseRetryAfter(const std::string& value, absl::Time now);

@@ -32,7 +32,7 @@ namespace {
 
 constexpr int64_t kDefaultBatchSize = 32;
 constexpr int64_t kDefaultConcurrency = 64;
-constexpr int64_t kMaxConcurrency = 1024;
+constexpr int64_t kMaxConcurrency = 1024;  // as the job file's schema says: each request has a thread
 constexpr int kDefaultRequestTimeoutSeconds = 600;
 constexpr int kDefaultRetries = 8;
 
@@ -174,7 +174,11 @@ absl::Status GenerateRun::OpenEndpoint(const v1::SampleSet& set) {
                                                                         : kDefaultRequestTimeoutSeconds);
   options.max_attempts = 1 + (teacher.max_retries() > 0 ? teacher.max_retries() : kDefaultRetries);
   const int64_t concurrency = teacher.max_concurrency() > 0 ? teacher.max_concurrency() : kDefaultConcurrency;
-  backend_ = MakeOpenAiBackend(std::move(options), std::min(concurrency, kMaxConcurrency));
+  if (concurrency > kMaxConcurrency) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("teacher.max_concurrency: ", concurrency, " is above ", kMaxConcurrency));
+  }
+  backend_ = MakeOpenAiBackend(std::move(options), concurrency);
   spdlog::info("endpoint_opened base_url={} model={} max_concurrency={}", teacher.base_url(), teacher.model(),
                concurrency);
   return absl::OkStatus();

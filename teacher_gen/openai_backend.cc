@@ -12,6 +12,7 @@
 #include "common/status.h"
 #include "common/text.h"
 #include "teacher_gen/sample_keys.h"
+#include "teacher_gen/trace_text.h"
 
 namespace retort {
 namespace {
@@ -62,15 +63,25 @@ class OpenAiBackend final : public SampleBackend {
     return options;
   }
   void Work() ABSL_LOCKS_EXCLUDED(mu_);
+  // Errors: the endpoint's, as opposed to the sample's.
+  absl::StatusOr<FinishedSample> Generate(ChatClient& client, const Job& job) ABSL_LOCKS_EXCLUDED(mu_);
   static FinishedSample Finish(const Job& job, const absl::StatusOr<ChatReply>& reply);
+  absl::StatusOr<ChatReply> Ask(ChatClient& client, const ChatRequest& request, absl::Time* failing_since = nullptr)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  // Whether the endpoint has answered a request that was sent after `since`; where none tells, asks it something
+  // trivial. Errors: how it failed then.
+  absl::Status EndpointAnswers(ChatClient& client, const ChatRequest& like, absl::Time since)
+      ABSL_LOCKS_EXCLUDED(mu_, asking_);
 
   std::atomic<bool> stopping_{false};
   const ChatClientOptions options_;
   const int64_t max_concurrency_;
   std::vector<std::thread> threads_;  // begun as there is work for them
 
+  absl::Mutex asking_ ABSL_ACQUIRED_BEFORE(mu_);  // one thread asks for all
   mutable absl::Mutex mu_;
   absl::CondVar changed_;
+  absl::Time last_answer_began_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();  // the latest request that was answered
   std::deque<Job> jobs_ ABSL_GUARDED_BY(mu_);  // bounded by the caller: it leases at most twice the capacity
   int64_t idle_threads_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;  // jobs, running requests and what Poll has not taken yet
@@ -94,7 +105,8 @@ FinishedSample OpenAiBackend::Finish(const Job& job, const absl::StatusOr<ChatRe
                                           " bytes, more than the store takes"));
     return finished;
   }
-  finished.trace.set_text(ValidUtf8(reply->text, kMaxTextBytes));
+  finished.trace.set_text(
+      ValidUtf8(reply->reasoning.empty() ? WithOpenedThink(reply->text) : reply->text, kMaxTextBytes));
   finished.trace.set_reasoning(ValidUtf8(reply->reasoning, kMaxTextBytes));
   finished.trace.set_finish_reason(ValidUtf8(reply->finish_reason, 64));
   finished.trace.set_prompt_tokens(static_cast<int32_t>(std::min<int64_t>(reply->prompt_tokens, INT32_MAX)));
@@ -129,23 +141,66 @@ void OpenAiBackend::Work() {
       job = std::move(jobs_.front());
       jobs_.pop_front();
     }
-    ChatRequest request;
-    request.messages_json = job.sample.prompt().messages_json();
-    request.temperature = job.sampling.temperature();
-    request.top_p = job.sampling.top_p();
-    request.max_tokens = job.sampling.max_tokens();
-    request.seed = static_cast<uint32_t>(RandomKey(job.sampling.seed(), job.sample.key()) & 0x7fffffffU);
-    const absl::StatusOr<ChatReply> reply = client.Complete(request);
-    const bool for_good = absl::IsFailedPrecondition(reply.status()) || absl::IsInvalidArgument(reply.status());
+    absl::StatusOr<FinishedSample> finished = Generate(client, job);
     const absl::MutexLock lock(&mu_);
-    if (for_good || absl::IsCancelled(reply.status())) {
-      if (failure_.ok()) failure_ = reply.status();
-    } else {
-      finished_.push_back(Finish(job, reply));
-      tokens_written_ += finished_.back().new_tokens;
+    if (finished.ok()) {
+      tokens_written_ += finished->new_tokens;
+      finished_.push_back(*std::move(finished));
+    } else if (failure_.ok()) {
+      failure_ = finished.status();
     }
     changed_.SignalAll();
   }
+}
+
+absl::StatusOr<FinishedSample> OpenAiBackend::Generate(ChatClient& client, const Job& job) {
+  ChatRequest request;
+  request.messages_json = job.sample.prompt().messages_json();
+  request.temperature = job.sampling.temperature();
+  request.top_p = job.sampling.top_p();
+  request.max_tokens = job.sampling.max_tokens();
+  request.seed = static_cast<uint32_t>(RandomKey(job.sampling.seed(), job.sample.key()) & 0x7fffffffU);
+  absl::Time failing_since = absl::InfiniteFuture();
+  absl::StatusOr<ChatReply> reply = Ask(client, request, &failing_since);
+  if (absl::IsUnavailable(reply.status())) {
+    if (!EndpointAnswers(client, request, failing_since).ok()) return reply.status();
+    // It may have come back only after this request gave up.
+    request.max_attempts = 1;
+    absl::StatusOr<ChatReply> again = Ask(client, request);
+    if (!absl::IsUnavailable(again.status())) reply = std::move(again);
+  }
+  if (absl::IsInvalidArgument(reply.status()) || absl::IsOutOfRange(reply.status())) {
+    const absl::Status others = EndpointAnswers(client, request, absl::InfinitePast());
+    if (absl::IsUnavailable(others)) return others;
+    if (!others.ok()) return reply.status();
+  }
+  if (absl::IsFailedPrecondition(reply.status()) || absl::IsCancelled(reply.status())) return reply.status();
+  return Finish(job, reply);
+}
+
+absl::StatusOr<ChatReply> OpenAiBackend::Ask(ChatClient& client, const ChatRequest& request,
+                                             absl::Time* failing_since) {
+  absl::StatusOr<ChatReply> reply = client.Complete(request, failing_since);
+  if (reply.ok()) {
+    const absl::MutexLock lock(&mu_);
+    last_answer_began_ = std::max(last_answer_began_, reply->began);
+  }
+  return reply;
+}
+
+absl::Status OpenAiBackend::EndpointAnswers(ChatClient& client, const ChatRequest& like, absl::Time since) {
+  const absl::MutexLock asking(&asking_);
+  {
+    const absl::MutexLock lock(&mu_);
+    if (last_answer_began_ > since) return absl::OkStatus();
+    if (!failure_.ok()) return failure_;
+  }
+  // With the same sampling: that may be what it refuses.
+  ChatRequest trivial = like;
+  trivial.messages_json = R"([{"role":"user","content":"Hi"}])";
+  trivial.max_attempts = 1;
+  trivial.first_token_only = true;
+  return Ask(client, trivial).status();
 }
 
 absl::StatusOr<std::vector<FinishedSample>> OpenAiBackend::Poll(absl::Duration wait) {

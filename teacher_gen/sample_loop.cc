@@ -19,7 +19,9 @@ int64_t SamplesToLease(int64_t held, int64_t capacity, int64_t remaining) {
   return std::max<int64_t>(0, wanted - held);
 }
 
-absl::Status RunSampleLoop(const SampleLoopOptions& options, SampleBackend& backend, TraceCommitter& committer) {
+namespace {
+
+absl::Status Generate(const SampleLoopOptions& options, SampleBackend& backend, TraceCommitter& committer) {
   std::future<absl::StatusOr<v1::AcquireSamplesResponse>> asking;
   int64_t remaining = -1;
   int64_t stored_when_asked = 0;
@@ -65,7 +67,17 @@ absl::Status RunSampleLoop(const SampleLoopOptions& options, SampleBackend& back
     if (options.progress && remaining >= 0)
       options.progress(std::max<int64_t>(0, remaining - (committer.stored() - stored_when_asked)));
   }
-  RETURN_IF_ERROR(committer.Flush());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunSampleLoop(const SampleLoopOptions& options, SampleBackend& backend, TraceCommitter& committer) {
+  const absl::Status generated = Generate(options, backend, committer);
+  // Also after a failure: what is finished has been paid for.
+  const absl::Status stored = committer.Flush();
+  if (!generated.ok()) return generated;
+  RETURN_IF_ERROR(stored);
   if (options.progress) options.progress(0);
   return absl::OkStatus();
 }

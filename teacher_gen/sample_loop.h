@@ -27,7 +27,8 @@ struct SampleLoopOptions {
 };
 
 // Returns when every key of the set has a trace, whoever wrote it. Leases at most twice the backend's capacity, and
-// only what it can work on at once when few samples are left, so that other replicas find some.
+// only what it can work on at once when few samples are left, so that other replicas find some. Errors: those of the
+// backend, of `acquire` and of the committer; what had been finished before is stored.
 absl::Status RunSampleLoop(const SampleLoopOptions& options, SampleBackend& backend, TraceCommitter& committer);
 
 // How many more samples to lease: `held` are leased already, `remaining` of the set have no trace (-1: not known).

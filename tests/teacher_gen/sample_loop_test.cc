@@ -169,6 +169,101 @@ TEST(SampleLoop, AFailingPromptIsATraceNotTheEnd) {
   EXPECT_EQ(committer.outcomes(), (std::map<std::string, int64_t>{{"error", 2}, {"stop", 2}}));
 }
 
+TEST(SampleLoop, AFailingPromptIsATraceAlsoWhereItIsTheLast) {
+  FakeEndpoint endpoint([&](const nlohmann::json& request, int, httplib::Response& response) {
+    if (request["messages"][0]["content"] == "question 0") return FakeEndpoint::Fail(response, 500, "always");
+    FakeEndpoint::Answer(response, "yes");
+  });
+  FakeStore store(1, 1);
+  TraceCommitter committer(store.Calls(), 16);
+  ChatClientOptions options = ClientOptions(endpoint);
+  options.max_attempts = 3;
+  const auto backend = MakeOpenAiBackend(options, 2);
+  ASSERT_TRUE(RunSampleLoop(store.Options(), *backend, committer).ok());
+  EXPECT_EQ(store.traces_["prompt 0/0"].finish_reason(), "error");
+  EXPECT_THAT(store.traces_["prompt 0/0"].error(), HasSubstr("gave up after 3 attempts"));
+}
+
+TEST(SampleLoop, AnEndpointThatIsAwayEndsTheTaskNotTheSamples) {
+  FakeEndpoint endpoint([&](const nlohmann::json&, int number, httplib::Response& response) {
+    if (number > 20) return FakeEndpoint::Fail(response, 503, "restarting");
+    FakeEndpoint::Answer(response, "yes");
+  });
+  FakeStore store(60, 1);
+  TraceCommitter committer(store.Calls(), 16);
+  ChatClientOptions options = ClientOptions(endpoint);
+  options.max_attempts = 3;
+  options.initial_backoff = options.max_backoff = absl::Milliseconds(20);
+  const auto backend = MakeOpenAiBackend(options, 8);
+  const absl::Status status = RunSampleLoop(store.Options(), *backend, committer);
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);  // infrastructure: tried again
+  EXPECT_THAT(std::string(status.message()), HasSubstr("HTTP 503: restarting"));
+  EXPECT_THAT(store.traces_, SizeIs(20));
+  EXPECT_EQ(committer.outcomes(), (std::map<std::string, int64_t>{{"stop", 20}}));
+}
+
+TEST(SampleLoop, WhoGaveUpAsksOnceMoreWhenTheEndpointAnswersAgain) {
+  FakeEndpoint endpoint([&](const nlohmann::json&, int number, httplib::Response& response) {
+    if (number <= 3) return FakeEndpoint::Fail(response, 503, "restarting");
+    FakeEndpoint::Answer(response, "yes");
+  });
+  FakeStore store(1, 1);
+  TraceCommitter committer(store.Calls(), 16);
+  ChatClientOptions options = ClientOptions(endpoint);
+  options.max_attempts = 3;
+  const auto backend = MakeOpenAiBackend(options, 1);
+  ASSERT_TRUE(RunSampleLoop(store.Options(), *backend, committer).ok());
+  EXPECT_EQ(store.traces_["prompt 0/0"].finish_reason(), "stop");
+}
+
+TEST(SampleLoop, ARefusedPromptIsATraceEvenBeforeAnyOtherIsAnswered) {
+  FakeEndpoint endpoint([&](const nlohmann::json& request, int, httplib::Response& response) {
+    if (request["messages"][0]["content"] == "question 0")
+      return FakeEndpoint::Fail(response, 400, "blocked by the content filter");
+    FakeEndpoint::Answer(response, "yes");
+  });
+  FakeStore store(3, 1);
+  TraceCommitter committer(store.Calls(), 16);
+  const auto backend = MakeOpenAiBackend(ClientOptions(endpoint), 1);
+  const absl::Status status = RunSampleLoop(store.Options(), *backend, committer);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(store.traces_["prompt 0/0"].finish_reason(), "error");
+  EXPECT_EQ(store.traces_["prompt 0/0"].error(), "HTTP 400: blocked by the content filter");
+  EXPECT_EQ(committer.outcomes(), (std::map<std::string, int64_t>{{"error", 1}, {"stop", 2}}));
+}
+
+TEST(SampleLoop, ARefusalOfEveryRequestEndsTheTaskWithTheServersMessage) {
+  for (const char* message : {"max_tokens is too large: 32768", "this model's maximum context length is 4096 tokens"}) {
+    FakeEndpoint endpoint(
+        [&](const nlohmann::json&, int, httplib::Response& response) { FakeEndpoint::Fail(response, 400, message); });
+    FakeStore store(20, 1);
+    TraceCommitter committer(store.Calls(), 16);
+    const auto backend = MakeOpenAiBackend(ClientOptions(endpoint), 4);
+    const absl::Status status = RunSampleLoop(store.Options(), *backend, committer);
+    EXPECT_TRUE(absl::IsInvalidArgument(status) || absl::IsOutOfRange(status)) << status;  // the user's to mend
+    EXPECT_THAT(std::string(status.message()), HasSubstr(message));
+    EXPECT_THAT(store.traces_, IsEmpty());
+  }
+}
+
+TEST(SampleLoop, OpensTheThinkingThatTheEndpointsTemplateOpened) {
+  FakeEndpoint endpoint([&](const nlohmann::json& request, int, httplib::Response& response) {
+    const std::string question = request["messages"][0]["content"];
+    if (question == "question 0") return FakeEndpoint::Answer(response, "two and two\n</think>\n\n4");
+    if (question == "question 1") return FakeEndpoint::Answer(response, "<think>\nhm\n</think>\n\n4");
+    if (question == "question 2") return FakeEndpoint::Answer(response, "4", {{"reasoning_content", "hm </think>"}});
+    FakeEndpoint::Answer(response, "4");
+  });
+  FakeStore store(4, 1);
+  TraceCommitter committer(store.Calls(), 16);
+  const auto backend = MakeOpenAiBackend(ClientOptions(endpoint), 4);
+  ASSERT_TRUE(RunSampleLoop(store.Options(), *backend, committer).ok());
+  EXPECT_EQ(store.traces_["prompt 0/0"].text(), "<think>\ntwo and two\n</think>\n\n4");
+  EXPECT_EQ(store.traces_["prompt 1/0"].text(), "<think>\nhm\n</think>\n\n4");
+  EXPECT_EQ(store.traces_["prompt 2/0"].text(), "4");
+  EXPECT_EQ(store.traces_["prompt 3/0"].text(), "4");
+}
+
 TEST(SampleLoop, ARefusalForGoodEndsTheTaskWithTheServersMessage) {
   FakeEndpoint endpoint([&](const nlohmann::json&, int, httplib::Response& response) {
     FakeEndpoint::Fail(response, 401, "invalid api key");
@@ -196,7 +291,8 @@ class SlowBackend final : public SampleBackend {
   }
   absl::StatusOr<std::vector<FinishedSample>> Poll(absl::Duration) override {
     std::vector<FinishedSample> finished;
-    if (!failure_.ok()) return failure_;
+    if (polls_before_failure_ == 0) return absl::InternalError("the engine broke");
+    --polls_before_failure_;
     int64_t working = 0;
     std::erase_if(samples_, [&](auto& running) {
       if (working++ >= capacity_ || ++running.second < 5) return false;
@@ -222,8 +318,22 @@ class SlowBackend final : public SampleBackend {
   const int64_t capacity_;
   std::vector<std::pair<v1::LeasedSample, int>> samples_;
   int64_t most_in_flight_ = 0;
-  absl::Status failure_;
+  int64_t polls_before_failure_ = -1;  // below 0: none
 };
+
+TEST(SampleLoop, StoresWhatIsFinishedBeforeItFails) {
+  FakeStore store(8, 1);
+  CommitCalls calls = store.Calls();
+  calls.commit = [&](std::vector<v1::CommitTracesRequest::Item> items) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // the failure comes first
+    return store.Commit(std::move(items));
+  };
+  TraceCommitter committer(calls, 16);
+  SlowBackend backend(4);
+  backend.polls_before_failure_ = 5;
+  EXPECT_EQ(RunSampleLoop(store.Options(), backend, committer).code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(store.traces_, SizeIs(4));
+}
 
 TEST(SampleLoop, SavesPartialsAsItGoes) {
   FakeStore store(600, 1);
