@@ -62,9 +62,17 @@ std::optional<Ratio> FromDecimal(const std::string& text, int exponent) {
   return ratio;
 }
 
+void Negate(Ratio* ratio) { BN_set_negative(ratio->numerator.get(), BN_is_negative(ratio->numerator.get()) == 0); }
+
 std::optional<Ratio> Divide(std::optional<Ratio> a, std::optional<Ratio> b) {
   if (!a.has_value() || !b.has_value() || BN_is_zero(b->numerator.get())) return std::nullopt;
-  return Ratio{Multiply(a->numerator.get(), b->denominator.get()), Multiply(a->denominator.get(), b->numerator.get())};
+  Ratio quotient{Multiply(a->numerator.get(), b->denominator.get()),
+                 Multiply(a->denominator.get(), b->numerator.get())};
+  if (BN_is_negative(quotient.denominator.get())) {
+    BN_set_negative(quotient.denominator.get(), 0);
+    Negate(&quotient);
+  }
+  return quotient;
 }
 
 std::optional<Ratio> Add(std::optional<Ratio> a, std::optional<Ratio> b) {
@@ -77,6 +85,14 @@ std::optional<Ratio> Add(std::optional<Ratio> a, std::optional<Ratio> b) {
 
 std::optional<Ratio> FromDecimal(const std::string& text) { return FromDecimal(text, 0); }
 
+std::optional<Ratio> FromSigned(absl::string_view text) {
+  const bool negative = absl::ConsumePrefix(&text, "-");
+  if (!negative) absl::ConsumePrefix(&text, "+");
+  auto ratio = FromDecimal(std::string(absl::StripAsciiWhitespace(text)));
+  if (ratio.has_value() && negative) Negate(&*ratio);
+  return ratio;
+}
+
 // What is left when sign, wrappers and units are gone.
 std::optional<Ratio> ParseUnsigned(const std::string& text) {
   static const RE2& kScientific = *new RE2(R"(([\d,.]+)[eE]([-+]?\d{1,4}))");
@@ -84,7 +100,7 @@ std::optional<Ratio> ParseUnsigned(const std::string& text) {
       *new RE2(R"((?:([\d,.]+)\s*(?:\\times|\\cdot|×|\*)\s*)?10\s*\^\s*(?:\{\s*([-+]?\d{1,4})\s*\}|([-+]?\d{1,4})))");
   static const RE2& kSlash = *new RE2(R"((?:(\d+)\s+)?([\d,.]+)\s*/\s*([\d,.]+))");
   static const RE2& kFrac =
-      *new RE2(R"((\d*)\s*\\[dt]?frac\s*(?:\{\s*([\d,.]+)\s*\}\s*\{\s*([\d,.]+)\s*\}|(\d)\s*(\d)))");
+      *new RE2(R"((\d*)\s*\\[dt]?frac\s*(?:\{\s*([-+]?\s*[\d,.]+)\s*\}\s*\{\s*([-+]?\s*[\d,.]+)\s*\}|(\d)\s*(\d)))");
   std::string a, b, c, d, e;
   if (RE2::FullMatch(text, kScientific, &a, &b)) return FromDecimal(a, std::atoi(b.c_str()));
   if (RE2::FullMatch(text, kTimesTen, &a, &b, &c)) {
@@ -95,7 +111,8 @@ std::optional<Ratio> ParseUnsigned(const std::string& text) {
     return a.empty() ? std::move(fraction) : Add(FromDecimal(a), std::move(fraction));
   }
   if (RE2::FullMatch(text, kFrac, &a, &b, &c, &d, &e)) {
-    auto fraction = Divide(FromDecimal(b.empty() ? d : b), FromDecimal(c.empty() ? e : c));
+    auto fraction = Divide(FromSigned(b.empty() ? d : b), FromSigned(c.empty() ? e : c));
+    if (!a.empty() && fraction.has_value() && BN_is_negative(fraction->numerator.get())) return std::nullopt;
     return a.empty() ? std::move(fraction) : Add(FromDecimal(a), std::move(fraction));
   }
   return FromDecimal(text);
@@ -172,7 +189,7 @@ std::optional<Number> Number::Parse(absl::string_view raw) {
   RE2::Replace(&text, kLead, "");
   auto ratio = ParseUnsigned(text);
   if (!ratio.has_value()) return std::nullopt;
-  if (first_sign == "-" || second_sign == "-") BN_set_negative(ratio->numerator.get(), 1);
+  if (first_sign == "-" || second_sign == "-") Negate(&*ratio);
   return Number(std::make_shared<const Fraction>(Fraction{std::move(ratio->numerator), std::move(ratio->denominator)}));
 }
 
@@ -183,8 +200,14 @@ bool Number::operator==(const Number& other) const {
 }
 
 std::optional<std::string> FindLastNumber(absl::string_view text) {
-  static const RE2& kNumber = *new RE2(
-      R"(((?:\d{1,3}(?:,\d{3})+\b|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,4}\b)?(?:/\d+(?:\.\d+)?)?|\.\d+|\\[dt]?frac\{\d+\}\{\d+\}))");
+  // Longer forms first: the first alternative that matches is taken.
+  static const RE2& kNumber = *new RE2(absl::StrCat(
+      "(",
+      R"((?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*(?:\{\s*[-+]?\d{1,4}\s*\}|[-+]?\d{1,4}))",
+      R"(|\d+\s*\^\s*(?:\{\s*[-+]?\d{1,4}\s*\}|[-+]?\d{1,4}))",                                          // 10^3
+      R"(|\d{1,3} \d{1,3}/\d{1,3}\b)",                                                                   // 3 1/2
+      R"(|(?:\d+\s*)?\\[dt]?frac\s*(?:\{\s*[-+]?\s*[\d,.]+\s*\}\s*\{\s*[-+]?\s*[\d,.]+\s*\}|\d\s*\d))",  // 3\frac{1}{2}
+      R"(|(?:\d{1,3}(?:,\d{3})+\b|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,4}\b)?(?:/\d+(?:\.\d+)?)?|\.\d+)", ")"));
   const std::string haystack = absl::StrReplaceAll(text, {{"\xE2\x88\x92", "-"}});
   re2::StringPiece rest(haystack);
   std::optional<std::string> last;
@@ -195,6 +218,10 @@ std::optional<std::string> FindLastNumber(absl::string_view text) {
       const char c = haystack[at];
       return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == ')' || c == ']' || c == '}' || c == '_';
     };
+    // "x^2" and "10^{-3}": an exponent.
+    size_t before = begin;
+    while (before > 0 && (haystack[before - 1] == '-' || haystack[before - 1] == '{')) --before;
+    if (before > 0 && haystack[before - 1] == '^') continue;
     // "x2" and "step_3" hold no number of their own.
     if (begin > 0 && match.front() != '\\' &&
         (absl::ascii_isalpha(static_cast<unsigned char>(haystack[begin - 1])) || haystack[begin - 1] == '_'))

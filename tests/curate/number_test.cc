@@ -57,6 +57,12 @@ TEST(Number, ReadsTheSameNumberInManySpellings) {
   }
   EXPECT_TRUE(Same("3\\frac{1}{2}", "3.5"));
   EXPECT_TRUE(Same("3 1/2", "7/2"));
+  for (const std::string text :
+       {"\\frac{-1}{2}", "\\frac{1}{-2}", "-\\frac{1}{2}", "-\\frac{-1}{-2}", "\\dfrac{ - 1 }{2}"}) {
+    EXPECT_TRUE(Same(text, "-0.5")) << text;
+  }
+  EXPECT_TRUE(Same("\\frac{-1}{-2}", "1/2"));
+  EXPECT_TRUE(Same("-\\frac{-1}{2}", "+\\frac{1}{+2}"));
   EXPECT_TRUE(Same("-$5", "-5"));
   EXPECT_TRUE(Same("-0", "0"));
 }
@@ -96,6 +102,9 @@ TEST(Number, RefusesWhatIsNoNumber) {
                                  "0x10",
                                  "1/2/3",
                                  "\\frac{1}{x}",
+                                 "\\frac{--1}{2}",
+                                 "3\\frac{-1}{2}",
+                                 "\\frac{1}{-0}",
                                  "two",
                                  "1 000 000 000 3",
                                  "∞",
@@ -130,6 +139,19 @@ TEST(Number, FindsTheLastNumberInText) {
   EXPECT_EQ(last("x2 and step_3"), "none");
   EXPECT_EQ(last("2.5e-3 metres"), "2.5e-3");
   EXPECT_EQ(last("none here"), "none");
+  EXPECT_EQ(last("there are 10^3 of them"), "10^3");
+  EXPECT_EQ(last("5, so 10^{-3}"), "10^{-3}");
+  EXPECT_EQ(last("about 1.5\\times 10^{3} m"), "1.5\\times 10^{3}");
+  EXPECT_EQ(last("the speed is -3 * 10^8."), "-3 * 10^8");
+  EXPECT_EQ(last("that is k * 10^3"), "10^3");
+  EXPECT_EQ(last("it takes 3 1/2 hours"), "3 1/2");
+  EXPECT_EQ(last("in 2020 1/3 of them"), "1/3");
+  EXPECT_EQ(last("it takes 3\\frac{1}{2} hours"), "3\\frac{1}{2}");
+  EXPECT_EQ(last("we get $\\frac{-1}{2}$"), "\\frac{-1}{2}");
+  EXPECT_EQ(last("the area is 12 cm^2"), "12");
+  EXPECT_EQ(last("7 has the square x^{-2}"), "7");
+  EXPECT_TRUE(Same(last("10^3"), "1000"));
+  EXPECT_TRUE(Same(last("3 1/2"), "7/2"));
 }
 
 }  // namespace
