@@ -89,7 +89,7 @@ absl::StatusOr<Verifier> Verifier::Make(const v1::VerifySpec& spec) {
   return Verifier(spec, std::move(pattern));
 }
 
-std::optional<std::string> Verifier::Extract(absl::string_view text) const {
+std::optional<std::string> Verifier::Extract(absl::string_view text, bool truncated) const {
   const auto answer_part = AfterThinking(text);
   if (!answer_part.has_value()) return std::nullopt;
   if (pattern_ != nullptr) {
@@ -108,15 +108,15 @@ std::optional<std::string> Verifier::Extract(absl::string_view text) const {
   }
   auto boxed = LastBoxed(*answer_part);
   if (boxed.has_value()) return boxed;
-  if (spec_.kind() == v1::VERIFIER_KIND_NUMBER) return FindLastNumber(*answer_part);
+  if (spec_.kind() == v1::VERIFIER_KIND_NUMBER && !truncated) return FindLastNumber(*answer_part);
   return std::nullopt;
 }
 
-Verdict Verifier::Verify(absl::string_view text, absl::string_view reference) const {
+Verdict Verifier::Verify(absl::string_view text, absl::string_view reference, bool truncated) const {
   if (spec_.kind() == v1::VERIFIER_KIND_UNSPECIFIED) return Verdict::kCorrect;
   const std::string expected(absl::StripAsciiWhitespace(reference));
   if (expected.empty()) return Verdict::kNoReference;
-  const auto answer = Extract(text);
+  const auto answer = Extract(text, truncated);
   if (!answer.has_value()) return Verdict::kNoAnswer;
   if (spec_.kind() == v1::VERIFIER_KIND_REGEX) {
     const auto pattern = Compile(expected);

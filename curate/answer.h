@@ -41,12 +41,16 @@ class Verifier {
   Verifier& operator=(Verifier&&) noexcept;
   ~Verifier();
 
-  // The answer in `text` as VerifySpec says. None when there is none.
-  std::optional<std::string> Extract(absl::string_view text) const;
+  // The answer in `text` as VerifySpec says. None when there is none. `truncated`: the model was cut off at its limit
+  // of tokens (finish_reason "length"). Where it marks its reasoning, reasoning that never ended holds no answer; where
+  // it has neither tag (the template may have opened the reasoning), or was cut off in its answer, only what is marked
+  // as the answer counts, a \boxed{} or a match of answer_pattern: the last number of an unfinished text is a number
+  // on the way.
+  std::optional<std::string> Extract(absl::string_view text, bool truncated = false) const;
 
   // Number: the same text, or equal as numbers (number.h). Exact: the same text but for white space around it. Regex:
   // the reference is a regular expression (RE2; "." matches newlines) that matches the whole answer.
-  Verdict Verify(absl::string_view text, absl::string_view reference) const;
+  Verdict Verify(absl::string_view text, absl::string_view reference, bool truncated = false) const;
 
  private:
   Verifier(v1::VerifySpec spec, std::unique_ptr<re2::RE2> pattern);

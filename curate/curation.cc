@@ -55,7 +55,10 @@ std::string Curation::Judge(const v1::Prompt& prompt, const v1::Trace& trace) {
   const bool finished = wanted.empty() ? trace.finish_reason() == "stop"
                                        : std::find(wanted.begin(), wanted.end(), trace.finish_reason()) != wanted.end();
   if (!finished) return FinishCause(trace.finish_reason());
-  switch (verifier_.Verify(trace.text(), prompt.answer())) {
+  // Nothing to learn from, and no row that training takes.
+  const auto answer_part = AfterThinking(trace.text());
+  if (answer_part.has_value() && absl::StripAsciiWhitespace(*answer_part).empty()) return "empty";
+  switch (verifier_.Verify(trace.text(), prompt.answer(), trace.finish_reason() == "length")) {
     case Verdict::kCorrect:
       break;
     case Verdict::kWrong:

@@ -2,9 +2,9 @@
 //
 // Add sees every trace of the set once, in the order (prompt index, sample index); Finish writes train.jsonl and
 // validation.jsonl in that order. What is dropped is counted under one cause, the first that applies: "finish_<reason>"
-// (not among curate.finish_reason), "no_answer", "wrong_answer", "no_reference", "duplicate", "left_out" (the shares of
-// curate.split do not reach it). What stays is "kept". Rows wait in a file of the work folder, so memory holds about
-// 150 bytes per kept trace. Not thread-safe.
+// (not among curate.finish_reason), "empty" (no text, or none after the reasoning), "no_answer", "wrong_answer",
+// "no_reference", "duplicate", "left_out" (the shares of curate.split do not reach it). What stays is "kept". Rows wait
+// in a file of the work folder, so memory holds about 150 bytes per kept trace. Not thread-safe.
 #pragma once
 
 #include <cstdint>

@@ -12,7 +12,7 @@ bool ModelScore::Add(const v1::Prompt& prompt, const v1::Trace& trace) {
     Count("error", 1);
     return false;
   }
-  switch (verifier_.Verify(trace.text(), prompt.answer())) {
+  switch (verifier_.Verify(trace.text(), prompt.answer(), trace.finish_reason() == "length")) {
     case Verdict::kCorrect:
       ++correct_;
       Count("correct", 1);

@@ -14,7 +14,8 @@
 namespace retort::curate {
 
 // One model's answers to one evaluation's prompts. Accuracy is the mean over prompts of the mean over samples (pass@1);
-// a sample that is missing or ended in an error counts as wrong. Not thread-safe.
+// a sample that is missing, ended in an error, or was cut off before it gave an answer (Verifier::Extract) counts as
+// wrong. Not thread-safe.
 class ModelScore {
  public:
   // `model` is "base", "teacher" or "student" and begins the names of the outcomes: <model>_correct, _wrong,

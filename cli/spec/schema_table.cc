@@ -138,8 +138,10 @@ constexpr Key kKeys[] = {
     {"curate.verify.answer_pattern", kString, "",
      "Where the answer stands: a regular expression (RE2) whose last match's first group it is. Default: the last "
      "`\\boxed{...}` after "
-     "`</think>`; for `number`, where there is none, the last number."},
-    {"curate.finish_reason", kStringList, "[stop]", "Finish reasons that are kept."},
+     "`</think>`; for `number`, where there is none, the last number, but not in a trace that was cut off (`length`): "
+     "that has answered only in `\\boxed{...}` (or where the pattern matches) outside of unfinished reasoning."},
+    {"curate.finish_reason", kStringList, "[stop]",
+     "Finish reasons that are kept. A trace without text after its reasoning is dropped whatever they are (`empty`)."},
     {"curate.dedup", kMap, "", "Drops repeated traces.", kOptional, {}, {}, {}, "."},
     {"curate.dedup.method",
      kChoice,

@@ -45,6 +45,18 @@ TEST(Verifier, ComparesNumbers) {
   EXPECT_EQ(verifier.Verify("\\boxed{x+1}", "5"), Verdict::kWrong);
 }
 
+TEST(Verifier, TakesNoNumberOnTheWayForTheAnswerOfATruncatedTrace) {
+  const Verifier verifier = Make(v1::VERIFIER_KIND_NUMBER);
+  const bool truncated = true;
+  EXPECT_EQ(verifier.Verify("first 3 + 4 = 7, then", "7", truncated), Verdict::kNoAnswer);
+  EXPECT_EQ(verifier.Verify("first 3 + 4 = 7, then", "7"), Verdict::kCorrect);
+  EXPECT_EQ(verifier.Verify("<think>a</think>It is 7", "7", truncated), Verdict::kNoAnswer);
+  EXPECT_EQ(verifier.Verify("<think>a</think>It is \\boxed{7}, beca", "7", truncated), Verdict::kCorrect);
+  EXPECT_EQ(verifier.Verify("a</think>\\boxed{8} and so", "7", truncated), Verdict::kWrong);
+  EXPECT_EQ(verifier.Verify("<think>so \\boxed{7}, but wait", "7", truncated), Verdict::kNoAnswer);
+  EXPECT_EQ(Make(v1::VERIFIER_KIND_NUMBER, "= (\\d+)").Verify("3 + 4 = 7, th", "7", truncated), Verdict::kCorrect);
+}
+
 TEST(Verifier, ComparesTextAndPatterns) {
   EXPECT_EQ(Make(v1::VERIFIER_KIND_EXACT).Verify("\\boxed{ yes }", "yes "), Verdict::kCorrect);
   EXPECT_EQ(Make(v1::VERIFIER_KIND_EXACT).Verify("\\boxed{Yes}", "yes"), Verdict::kWrong);

@@ -86,6 +86,26 @@ TEST_F(CurationTest, PutsReasoningThatCameApartBeforeTheText) {
               HasSubstr("<think>\\ntwo and two\\n</think>\\n\\n\\\\boxed{4}"));
 }
 
+TEST_F(CurationTest, DropsEmptyTracesWhateverIsVerified) {
+  spec_.mutable_verify()->set_kind(v1::VERIFIER_KIND_UNSPECIFIED);
+  spec_.add_finish_reason("stop");
+  spec_.add_finish_reason("length");
+  auto curation = Curation::Make(spec_, folder_).value();
+  const v1::Prompt p = MakePrompt(0, "");
+  int sample = 0;
+  for (const char* text : {"", " \n", "<think></think>", "<think>2+2</think>\n", "thought</think>"})
+    ASSERT_TRUE(curation->Add(p, MakeTrace(p, sample++, text)).ok());
+  v1::Trace apart = MakeTrace(p, sample++, "");
+  apart.set_reasoning("two and two");
+  ASSERT_TRUE(curation->Add(p, apart).ok());
+  ASSERT_TRUE(curation->Add(p, MakeTrace(p, sample++, "4")).ok());
+  // Asked for by its finish reason.
+  ASSERT_TRUE(curation->Add(p, MakeTrace(p, sample++, "<think>2 and", "length")).ok());
+  const auto dataset = curation->Finish();
+  ASSERT_TRUE(dataset.ok()) << dataset.status();
+  EXPECT_THAT(dataset->outcomes, ElementsAre(Pair("empty", 6), Pair("kept", 2)));
+}
+
 TEST_F(CurationTest, KeepsAllTracesOfAPromptInOneSplitWithExactShares) {
   spec_.mutable_split()->set_train(0.8);
   spec_.mutable_split()->set_validation(0.2);
@@ -158,11 +178,14 @@ TEST(ModelScore, CountsMissingAndFailedSamplesAsWrong) {
   trace.set_finish_reason("error");
   trace.set_text("\\boxed{4}");
   EXPECT_FALSE(score.Add(prompt, trace));
-  EXPECT_DOUBLE_EQ(score.Finish(8), 1.0 / 8);
+  trace.set_finish_reason("length");
+  trace.set_text("2 and 2 is 4, so");
+  EXPECT_FALSE(score.Add(prompt, trace));
+  EXPECT_DOUBLE_EQ(score.Finish(9), 1.0 / 9);
   std::map<std::string, int64_t> outcomes;
   score.AddOutcomes(&outcomes);
   EXPECT_THAT(outcomes, ElementsAre(Pair("base_correct", 1), Pair("base_error", 1), Pair("base_missing", 4),
-                                    Pair("base_no_answer", 1), Pair("base_wrong", 1)));
+                                    Pair("base_no_answer", 2), Pair("base_wrong", 1)));
 }
 
 TEST(UserTurn, IsTheLastOfTheUser) {
