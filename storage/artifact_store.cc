@@ -28,11 +28,20 @@ constexpr int64_t kMaxListingBytes = 256 << 20;
 
 }  // namespace
 
-BlobWriter::BlobWriter(v1::BlobRef blob, std::string temporary, std::string target, UniqueFd fd)
-    : blob_(std::move(blob)), temporary_(std::move(temporary)), target_(std::move(target)), fd_(std::move(fd)) {}
+BlobWriter::BlobWriter(ArtifactStore* store, v1::BlobRef blob, std::string temporary, std::string target, UniqueFd fd)
+    : store_(store),
+      blob_(std::move(blob)),
+      temporary_(std::move(temporary)),
+      target_(std::move(target)),
+      fd_(std::move(fd)) {
+  absl::MutexLock lock(&store_->mu_);
+  store_->uploads_.insert(started_at_);
+}
 
 BlobWriter::~BlobWriter() {
   if (!committed_) unlink(temporary_.c_str());
+  absl::MutexLock lock(&store_->mu_);
+  store_->uploads_.erase(store_->uploads_.find(started_at_));
 }
 
 absl::Status BlobWriter::Append(absl::string_view data) {
@@ -62,11 +71,11 @@ absl::Status BlobWriter::Commit() {
   const std::string actual = ToHex(hash_.Finish());
   if (actual != blob_.sha256())
     return absl::DataLossError(absl::StrCat("blob ", blob_.sha256(), ": what came has the hash ", actual));
-  if (fsync(fd_.get()) != 0) return ErrnoStatus(absl::StrCat("fsync blob ", blob_.sha256()), errno);
+  if (fsync(fd_.get()) != 0 || futimens(fd_.get(), nullptr) != 0)
+    return ErrnoStatus(absl::StrCat("fsync blob ", blob_.sha256()), errno);
   const std::string folder = std::filesystem::path(target_).parent_path().string();
   RETURN_IF_ERROR(MakeFolders(folder, 0700));
-  if (std::rename(temporary_.c_str(), target_.c_str()) != 0)
-    return ErrnoStatus(absl::StrCat("rename blob ", blob_.sha256()), errno);
+  RETURN_IF_ERROR(store_->Publish(temporary_, target_));
   committed_ = true;
   RETURN_IF_ERROR(FsyncPath(folder));
   return FsyncPath(std::filesystem::path(folder).parent_path().string());
@@ -121,7 +130,7 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> ArtifactStore::StartBlob(const v1::B
   const std::string temporary = absl::StrCat(options_.root, "/incoming/", NewRequestId());
   UniqueFd fd(open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
   if (!fd.valid()) return ErrnoStatus(absl::StrCat("create ", temporary), errno);
-  return std::unique_ptr<BlobWriter>(new BlobWriter(blob, temporary, BlobPath(blob.sha256()), std::move(fd)));
+  return std::unique_ptr<BlobWriter>(new BlobWriter(this, blob, temporary, BlobPath(blob.sha256()), std::move(fd)));
 }
 
 absl::StatusOr<v1::BlobRef> ArtifactStore::PutBytes(absl::string_view contents) {
@@ -135,8 +144,17 @@ absl::StatusOr<v1::BlobRef> ArtifactStore::PutBytes(absl::string_view contents) 
   return blob;
 }
 
-bool ArtifactStore::HasBlob(absl::string_view sha256) const {
-  return IsSha256Hex(sha256) && access(BlobPath(sha256).c_str(), F_OK) == 0;
+bool ArtifactStore::HasBlob(absl::string_view sha256) const { return IsSha256Hex(sha256) && Touch(BlobPath(sha256)); }
+
+bool ArtifactStore::Touch(const std::string& path) const {
+  absl::MutexLock lock(&mu_);
+  return utimensat(AT_FDCWD, path.c_str(), nullptr, 0) == 0 || (errno != ENOENT && access(path.c_str(), F_OK) == 0);
+}
+
+absl::Status ArtifactStore::Publish(const std::string& from, const std::string& to) {
+  absl::MutexLock lock(&mu_);
+  if (std::rename(from.c_str(), to.c_str()) != 0) return ErrnoStatus(absl::StrCat("rename to ", to), errno);
+  return absl::OkStatus();
 }
 
 absl::Status ArtifactStore::ReadBlob(absl::string_view sha256, int64_t offset_bytes, int64_t limit_bytes,
@@ -189,8 +207,9 @@ absl::StatusOr<std::string> ArtifactStore::PutArtifact(const v1::Artifact& artif
   if (!artifact.artifact_id().empty() && artifact.artifact_id() != stored.artifact_id())
     return absl::InvalidArgumentError(absl::StrCat("artifact_id: the listing's is ", stored.artifact_id()));
   for (const v1::ArtifactFile& file : artifact.files()) {
+    const std::string blob_path = BlobPath(file.blob().sha256());
     struct stat info;
-    if (stat(BlobPath(file.blob().sha256()).c_str(), &info) != 0)
+    if (!Touch(blob_path) || stat(blob_path.c_str(), &info) != 0)
       return absl::NotFoundError(absl::StrCat("file ", file.path(), ": its blob is not stored; upload it first"));
     if (info.st_size != file.blob().size_bytes()) {
       return absl::NotFoundError(absl::StrCat("file ", file.path(), ": its blob has ", info.st_size, " bytes, not ",
@@ -198,13 +217,13 @@ absl::StatusOr<std::string> ArtifactStore::PutArtifact(const v1::Artifact& artif
     }
   }
   const std::string path = ListingPath(stored.artifact_id());
-  if (access(path.c_str(), F_OK) == 0) return stored.artifact_id();
+  if (Touch(path)) return stored.artifact_id();
   // Beside the blobs' temporaries, so that what a crash leaves is removed at Open.
   const std::string temporary = absl::StrCat(options_.root, "/incoming/", NewRequestId());
   const std::string folder = std::filesystem::path(path).parent_path().string();
   RETURN_IF_ERROR(MakeFolders(folder, 0700));
   RETURN_IF_ERROR(WriteFileAtomically(temporary, stored.SerializeAsString(), 0600));
-  if (std::rename(temporary.c_str(), path.c_str()) != 0) return ErrnoStatus(absl::StrCat("rename to ", path), errno);
+  RETURN_IF_ERROR(Publish(temporary, path));
   RETURN_IF_ERROR(FsyncPath(folder));
   RETURN_IF_ERROR(FsyncPath(std::filesystem::path(folder).parent_path().string()));
   return stored.artifact_id();
@@ -213,6 +232,11 @@ absl::StatusOr<std::string> ArtifactStore::PutArtifact(const v1::Artifact& artif
 absl::StatusOr<v1::Artifact> ArtifactStore::GetArtifact(absl::string_view artifact_id) const {
   if (!IsSha256Hex(artifact_id))
     return absl::InvalidArgumentError("artifact_id: must be 64 lower-case hexadecimal digits");
+  Touch(ListingPath(artifact_id));
+  return ReadListing(artifact_id);
+}
+
+absl::StatusOr<v1::Artifact> ArtifactStore::ReadListing(absl::string_view artifact_id) const {
   const auto bytes = ReadFile(ListingPath(artifact_id), kMaxListingBytes);
   if (absl::IsNotFound(bytes.status()))
     return absl::NotFoundError(absl::StrCat("artifact ", std::string(artifact_id), ": is not stored"));

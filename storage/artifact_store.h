@@ -2,20 +2,28 @@
 //
 //   <root>/blobs/ab/abcdef...     one file per blob, named by the SHA-256 of its contents
 //   <root>/listings/ab/abcdef...  one serialised v1.Artifact per folder, named by its artifact id
-//   <root>/incoming/              uploads under way; emptied at Open
+//   <root>/incoming/              uploads under way, and what is being removed; emptied at Open
 //
-// A file appears under its name only when it is whole, hashed and fsynced; it never changes. Thread-safe; one process
-// at a time.
+// A file appears under its name only when it is whole, hashed and fsynced; it never changes. What nobody names any more
+// is removed by Sweep. Its modification time says when somebody last stored it or asked whether it is stored: such a
+// caller is about to name it, so it stays for a while.
+//
+// Thread-safe; one process at a time.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "common/file.h"
 #include "common/hash.h"
 #include "retort/v1/artifact_service.pb.h"
@@ -28,7 +36,25 @@ struct ArtifactStoreOptions {
   int64_t min_free_bytes = 64 << 20;          // an upload that would leave less than this on the disk is refused
 };
 
-// One upload. Destroyed before Commit succeeded, it leaves nothing behind. Not thread-safe.
+// What stays when the store is swept.
+struct SweepOptions {
+  absl::flat_hash_set<std::string> live_artifacts;  // ids; their blobs live with them
+  absl::flat_hash_set<std::string> live_blobs;      // by SHA-256
+  // Anything else goes when it was last touched this long ago. Uploads under way count from their start.
+  absl::Duration grace = absl::Hours(1);
+  // The same for artifacts that were named before and no longer are: nobody is about to name them for the first time.
+  absl::Duration retired_grace = absl::Minutes(2);
+};
+
+struct SweepResult {
+  int64_t artifacts = 0;
+  int64_t blobs = 0;
+  int64_t bytes = 0;
+};
+
+class ArtifactStore;
+
+// One upload. Destroyed before Commit succeeded, it leaves nothing behind. Its store must outlive it. Not thread-safe.
 class BlobWriter {
  public:
   ~BlobWriter();
@@ -42,8 +68,10 @@ class BlobWriter {
 
  private:
   friend class ArtifactStore;
-  BlobWriter(v1::BlobRef blob, std::string temporary, std::string target, UniqueFd fd);
+  BlobWriter(ArtifactStore* store, v1::BlobRef blob, std::string temporary, std::string target, UniqueFd fd);
 
+  ArtifactStore* const store_;
+  const absl::Time started_at_ = absl::Now();
   const v1::BlobRef blob_;
   const std::string temporary_;
   const std::string target_;
@@ -65,6 +93,7 @@ class ArtifactStore {
   // Stores `contents` at once.
   absl::StatusOr<v1::BlobRef> PutBytes(absl::string_view contents);
 
+  // Touches it: a blob that is there now can be named within the grace of a sweep.
   bool HasBlob(absl::string_view sha256) const;
 
   // Calls `emit` with `limit_bytes` (0: all) of the blob from `offset_bytes` on, at most 1 MiB at a time. A read of the
@@ -76,16 +105,33 @@ class ArtifactStore {
   // Stores a folder; returns its id. `artifact.artifact_id` must be empty or right. Errors: kInvalidArgument (a path
   // leaves the folder, ...), kNotFound (a blob is not stored, or has another size), kResourceExhausted.
   absl::StatusOr<std::string> PutArtifact(const v1::Artifact& artifact);
-  // Errors: kNotFound, kInvalidArgument (not an id), kDataLoss (damaged on disk).
+  // Touches it, as HasBlob does. Errors: kNotFound, kInvalidArgument (not an id), kDataLoss (damaged on disk).
   absl::StatusOr<v1::Artifact> GetArtifact(absl::string_view artifact_id) const;
 
+  // Removes what is neither live nor young at `now`: folders first, durably, then blobs that no folder left holds, so
+  // that a crash at any point leaves every folder with its blobs. Takes those of `retired` that are gone or live out of
+  // it. Work goes on meanwhile. Errors: kDataLoss (a live folder's listing is damaged, so its blobs are not known;
+  // nothing was removed), kInternal.
+  absl::StatusOr<SweepResult> Sweep(const SweepOptions& options, absl::flat_hash_set<std::string>* retired,
+                                    absl::Time now = absl::Now());
+
  private:
+  friend class BlobWriter;
   ArtifactStore(ArtifactStoreOptions options, UniqueFd lock);
+  absl::StatusOr<v1::Artifact> ReadListing(absl::string_view artifact_id) const;
+  // Makes the file young; false when there is none.
+  bool Touch(const std::string& path) const ABSL_LOCKS_EXCLUDED(mu_);
+  // rename, told apart from a sweep that looks at `to` just now.
+  absl::Status Publish(const std::string& from, const std::string& to) ABSL_LOCKS_EXCLUDED(mu_);
+  // Removes the file unless it was touched after `cutoff`. Returns its size; -1: it stays, or is gone already.
+  absl::StatusOr<int64_t> RemoveIfOlder(const std::string& path, absl::Time cutoff) ABSL_LOCKS_EXCLUDED(mu_);
   std::string BlobPath(absl::string_view sha256) const;
   std::string ListingPath(absl::string_view artifact_id) const;
 
   const ArtifactStoreOptions options_;
-  const UniqueFd lock_;  // flock on <root>/lock
+  const UniqueFd lock_;     // flock on <root>/lock
+  mutable absl::Mutex mu_;  // held where a file's age is looked at or changed, never for long
+  std::multiset<absl::Time> uploads_ ABSL_GUARDED_BY(mu_);  // starts of those under way
 };
 
 }  // namespace retort::storage

@@ -179,6 +179,106 @@ TEST_F(ArtifactStoreTest, RefusesHostileListings) {
   EXPECT_FALSE(store_->PutArtifact(bad_hash).ok());
 }
 
+TEST_F(ArtifactStoreTest, ASweepKeepsWhatIsNamed) {
+  const v1::BlobRef shared = store_->PutBytes("shared").value(), own = store_->PutBytes("own").value();
+  const v1::BlobRef input = store_->PutBytes("input").value(), orphan = store_->PutBytes("orphan").value();
+  v1::Artifact live, dead;
+  AddFile(&live, "a", shared);
+  AddFile(&dead, "a", shared);
+  AddFile(&dead, "b", own);
+  const std::string live_id = store_->PutArtifact(live).value(), dead_id = store_->PutArtifact(dead).value();
+  SweepOptions options;
+  options.live_artifacts = {live_id, Sha256Hex("an artifact that was never stored")};
+  options.live_blobs = {input.sha256()};
+  absl::flat_hash_set<std::string> retired;
+  // All of it is young.
+  auto swept = store_->Sweep(options, &retired).value();
+  EXPECT_EQ(swept.artifacts + swept.blobs, 0);
+  swept = store_->Sweep(options, &retired, absl::Now() + absl::Hours(2)).value();
+  EXPECT_EQ(swept.artifacts, 1);
+  EXPECT_EQ(swept.blobs, 2);
+  EXPECT_EQ(IncomingFiles(), 0u);
+  Reopen();
+  EXPECT_TRUE(store_->GetArtifact(live_id).ok());
+  EXPECT_EQ(Read(shared.sha256()).value(), "shared");
+  EXPECT_EQ(Read(input.sha256()).value(), "input");
+  EXPECT_EQ(store_->GetArtifact(dead_id).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_FALSE(store_->HasBlob(own.sha256()));
+  EXPECT_FALSE(store_->HasBlob(orphan.sha256()));
+  // It can be stored again.
+  EXPECT_EQ(store_->PutArtifact(dead).status().code(), absl::StatusCode::kNotFound);
+  ASSERT_TRUE(store_->PutBytes("own").ok());
+  EXPECT_EQ(store_->PutArtifact(dead).value(), dead_id);
+}
+
+TEST_F(ArtifactStoreTest, ASweepKeepsWhatSomebodyIsAboutToName) {
+  const std::vector<std::string> contents = {"asked for", "stored again", "in a folder", "in a folder asked for",
+                                             "old"};
+  v1::Artifact folder, asked;
+  for (const std::string& text : contents) ASSERT_TRUE(store_->PutBytes(text).ok());
+  AddFile(&folder, "f", RefOf("in a folder"));
+  AddFile(&asked, "f", RefOf("in a folder asked for"));
+  const std::string folder_id = store_->PutArtifact(folder).value(), asked_id = store_->PutArtifact(asked).value();
+  const auto long_ago = fs::file_time_type::clock::now() - std::chrono::hours(2);
+  for (const auto& entry : fs::recursive_directory_iterator(root_)) {
+    if (entry.is_regular_file()) fs::last_write_time(entry.path(), long_ago);
+  }
+  EXPECT_TRUE(store_->HasBlob(RefOf("asked for").sha256()));
+  EXPECT_EQ(store_->StartBlob(RefOf("stored again")).value(), nullptr);
+  ASSERT_TRUE(store_->PutArtifact(folder).ok());
+  ASSERT_TRUE(store_->GetArtifact(asked_id).ok());
+  absl::flat_hash_set<std::string> retired;
+  const auto swept = store_->Sweep({}, &retired).value();
+  EXPECT_EQ(swept.artifacts, 0);
+  EXPECT_EQ(swept.blobs, 1);
+  for (const std::string& text : contents) EXPECT_EQ(store_->HasBlob(RefOf(text).sha256()), text != "old") << text;
+}
+
+TEST_F(ArtifactStoreTest, ASweepKeepsWhatCameSinceAnUploadUnderWayBegan) {
+  const std::string first = store_->PutBytes("first file of a folder")->sha256();
+  auto second = store_->StartBlob(RefOf("second")).value();
+  absl::flat_hash_set<std::string> retired;
+  EXPECT_EQ(store_->Sweep({}, &retired, absl::Now() + absl::Hours(5))->blobs, 0);
+  second.reset();
+  EXPECT_EQ(store_->Sweep({}, &retired, absl::Now() + absl::Hours(5))->blobs, 1);
+  EXPECT_FALSE(store_->HasBlob(first));
+}
+
+TEST_F(ArtifactStoreTest, WhatWasLetGoGoesSooner) {
+  v1::Artifact old_one, new_one;
+  AddFile(&old_one, "config", store_->PutBytes("same in both").value());
+  AddFile(&old_one, "weights", store_->PutBytes("old weights").value());
+  AddFile(&new_one, "config", RefOf("same in both"));
+  AddFile(&new_one, "weights", store_->PutBytes("new weights").value());
+  const std::string old_id = store_->PutArtifact(old_one).value(), new_id = store_->PutArtifact(new_one).value();
+  ASSERT_TRUE(store_->PutBytes("not named yet").ok());
+  SweepOptions options;
+  options.live_artifacts = {new_id};
+  absl::flat_hash_set<std::string> retired = {old_id, new_id, Sha256Hex("gone")};
+  EXPECT_EQ(store_->Sweep(options, &retired)->artifacts, 0);
+  EXPECT_EQ(retired, absl::flat_hash_set<std::string>{old_id});
+  const auto swept = store_->Sweep(options, &retired, absl::Now() + absl::Minutes(3)).value();
+  EXPECT_EQ(swept.artifacts, 1);
+  EXPECT_EQ(swept.blobs, 1);
+  EXPECT_TRUE(retired.empty());
+  EXPECT_FALSE(store_->HasBlob(RefOf("old weights").sha256()));
+  for (const char* text : {"same in both", "new weights", "not named yet"})
+    EXPECT_TRUE(store_->HasBlob(RefOf(text).sha256())) << text;
+}
+
+TEST_F(ArtifactStoreTest, ADamagedFolderStopsTheSweepBeforeItRemovesItsBlobs) {
+  v1::Artifact live;
+  AddFile(&live, "a", store_->PutBytes("1").value());
+  const std::string id = store_->PutArtifact(live).value();
+  std::ofstream(root_ + "/listings/" + id.substr(0, 2) + "/" + id) << "nonsense";
+  SweepOptions options;
+  options.live_artifacts = {id};
+  absl::flat_hash_set<std::string> retired;
+  EXPECT_EQ(store_->Sweep(options, &retired, absl::Now() + absl::Hours(2)).status().code(),
+            absl::StatusCode::kDataLoss);
+  EXPECT_TRUE(store_->HasBlob(RefOf("1").sha256()));
+}
+
 TEST_F(ArtifactStoreTest, OpensOnlyOnceAtATime) {
   EXPECT_EQ(ArtifactStore::Open({.root = root_}).status().code(), absl::StatusCode::kUnavailable);
 }

@@ -10,6 +10,7 @@
 #include <random>
 
 #include "common/file.h"
+#include "storage/artifact_store.h"
 #include "tests/storage/store_fixture.h"
 
 namespace retort::storage {
@@ -91,6 +92,68 @@ TEST_F(CrashTest, KillNineLosesNothingThatWasAcknowledged) {
     ExpectSound();
     store_.reset();
   }
+}
+
+TEST_F(CrashTest, ASweepThatIsKilledLeavesEveryFolderWithItsBlobs) {
+  const std::string writer = fs::read_symlink("/proc/self/exe").parent_path() / "store_writer";
+  const std::string root = folder_ + "_artifacts";
+  int kills = 0;
+  for (const char* point : {"artifacts.before_remove", "artifacts.before_unlink"}) {
+    for (int passage = 1;; ++passage) {
+      fs::remove_all(root);
+      std::vector<std::string> ids;
+      {
+        const auto store = ArtifactStore::Open({.root = root}).value();
+        const v1::BlobRef shared = store->PutBytes("shared").value();
+        for (const std::string name : {"live", "dead", "dead too"}) {
+          v1::Artifact artifact;
+          for (const auto& [path, blob] : {std::pair{"own", store->PutBytes(name).value()}, {"shared", shared}}) {
+            v1::ArtifactFile& file = *artifact.add_files();
+            file.set_path(path);
+            *file.mutable_blob() = blob;
+          }
+          ids.push_back(store->PutArtifact(artifact).value());
+        }
+      }
+      const pid_t child = fork();
+      if (child == 0) {
+        setenv("RETORT_FAULT", (std::string(point) + ":" + std::to_string(passage)).c_str(), 1);
+        execl(writer.c_str(), writer.c_str(), "sweep", root.c_str(), ids[0].c_str(), nullptr);
+        _exit(127);
+      }
+      int exit_status = 0;
+      ASSERT_EQ(waitpid(child, &exit_status, 0), child);
+      const bool killed = WIFSIGNALED(exit_status);
+      kills += killed;
+      ASSERT_TRUE(killed || WEXITSTATUS(exit_status) == 0) << exit_status;
+
+      const auto store = ArtifactStore::Open({.root = root}).value();
+      EXPECT_TRUE(fs::is_empty(root + "/incoming"));
+      for (const std::string& id : ids) {
+        const auto artifact = store->GetArtifact(id);
+        EXPECT_TRUE(artifact.ok() || absl::IsNotFound(artifact.status())) << artifact.status();
+        EXPECT_TRUE(artifact.ok() || id != ids[0]);
+        if (!artifact.ok()) continue;
+        for (const v1::ArtifactFile& file : artifact->files()) {
+          const absl::Status read =
+              store->ReadBlob(file.blob().sha256(), 0, 0, [](absl::string_view) { return absl::OkStatus(); });
+          EXPECT_TRUE(read.ok()) << point << " " << passage << ": " << read;
+        }
+      }
+      // The next sweep finishes the work.
+      SweepOptions options;
+      options.live_artifacts = {ids[0]};
+      absl::flat_hash_set<std::string> retired;
+      ASSERT_TRUE(store->Sweep(options, &retired, absl::Now() + absl::Hours(2)).ok());
+      EXPECT_EQ(store->GetArtifact(ids[1]).status().code(), absl::StatusCode::kNotFound);
+      EXPECT_EQ(store->GetArtifact(ids[2]).status().code(), absl::StatusCode::kNotFound);
+      EXPECT_FALSE(store->HasBlob(Sha256Hex("dead")));
+      EXPECT_TRUE(store->HasBlob(Sha256Hex("shared")));
+      if (!killed) break;
+    }
+  }
+  EXPECT_EQ(kills, 8);  // two folders and two blobs, at both points
+  fs::remove_all(root);
 }
 
 TEST_F(CrashTest, ATornTailOpensWithAllThatWasAcknowledged) {

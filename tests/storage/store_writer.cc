@@ -1,5 +1,5 @@
 // Writes to a store until it is killed. Prints "<prompt index> <text>" for each trace whose commit was acknowledged,
-// unbuffered.
+// unbuffered. Or, with "sweep" first, sweeps an artifact store.
 #include <unistd.h>
 
 #include <cstdio>
@@ -9,6 +9,7 @@
 
 #include "common/hash.h"
 #include "common/log.h"
+#include "storage/artifact_store.h"
 #include "storage/sample_store.h"
 
 namespace retort::storage {
@@ -53,6 +54,18 @@ void Write(SampleStore& store, TaskFence& fence, const std::string& round, int t
   }
 }
 
+// Sweeps an artifact store in which nothing is named but `live_artifact`, as if two hours had passed.
+int Sweep(const std::string& root, const std::string& live_artifact) {
+  auto store = ArtifactStore::Open({.root = root});
+  if (!store.ok()) Fail(store.status());
+  SweepOptions options;
+  options.live_artifacts = {live_artifact};
+  absl::flat_hash_set<std::string> retired;
+  const auto swept = (*store)->Sweep(options, &retired, absl::Now() + absl::Hours(2));
+  if (!swept.ok()) Fail(swept.status());
+  return 0;
+}
+
 int Main(const std::string& path, const std::string& round) {
   auto store = SampleStore::Open({.path = path});
   if (!store.ok()) Fail(store.status());
@@ -82,7 +95,8 @@ int Main(const std::string& path, const std::string& round) {
 }  // namespace retort::storage
 
 int main(int argc, char** argv) {
-  if (argc != 3) return 2;
+  if (argc != 3 && argc != 4) return 2;
   retort::InitLogging("writer");
+  if (argc == 4) return retort::storage::Sweep(argv[2], argv[3]);
   return retort::storage::Main(argv[1], argv[2]);
 }
