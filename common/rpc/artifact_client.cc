@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/fault.h"
 #include "common/file.h"
 #include "common/hash.h"
 #include "common/id.h"
@@ -27,6 +28,11 @@ constexpr int64_t kChunkBytes = 1 << 20;
 constexpr int64_t kRangeBytes = 64 << 20;
 // Slowest transfer that is not taken for a dead one.
 constexpr int64_t kMinBytesPerSecond = 1 << 20;
+
+// While a folder is uploaded, the store is reminded this often that its first files are still wanted.
+constexpr absl::Duration kAskAgainAfter = absl::Minutes(5);
+constexpr int kMaxUploadRounds = 3;
+constexpr int kMaxOpenAttempts = 16;
 
 absl::Time TransferDeadline(absl::Time deadline, int64_t size_bytes) {
   return deadline + absl::Seconds(size_bytes / kMinBytesPerSecond + 1);
@@ -66,6 +72,30 @@ absl::Status WriteAll(int fd, absl::string_view data, const std::string& path) {
   return absl::OkStatus();
 }
 
+struct PartialFile {
+  std::string path;
+  UniqueFd fd;  // locked
+};
+
+// Opens what an earlier process left under `path`, or makes it; while another has it locked, makes one of another name.
+// Between open and lock another may have renamed the file to its place: a lock on that is none on `path`.
+absl::StatusOr<PartialFile> OpenPartial(std::string path) {
+  for (int attempt = 0; attempt < kMaxOpenAttempts; ++attempt) {
+    UniqueFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+    if (!fd.valid()) return ErrnoStatus(absl::StrCat("create ", path), errno);
+    MAYBE_FAULT("artifact_client.before_lock");
+    if (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) break;
+    struct stat locked, named;
+    if (fstat(fd.get(), &locked) != 0) return ErrnoStatus(absl::StrCat("stat ", path), errno);
+    if (stat(path.c_str(), &named) == 0 && named.st_dev == locked.st_dev && named.st_ino == locked.st_ino)
+      return PartialFile{std::move(path), std::move(fd)};
+  }
+  path = absl::StrCat(path, ".", NewRequestId());
+  UniqueFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+  if (!fd.valid()) return ErrnoStatus(absl::StrCat("create ", path), errno);
+  return PartialFile{std::move(path), std::move(fd)};
+}
+
 // Hashes what a file descriptor holds from its start; leaves it at its end.
 absl::StatusOr<int64_t> HashExisting(int fd, const std::string& path, Sha256* hash) {
   std::vector<char> buffer(kChunkBytes);
@@ -85,16 +115,17 @@ absl::StatusOr<int64_t> HashExisting(int fd, const std::string& path, Sha256* ha
 ArtifactClient::ArtifactClient(std::shared_ptr<grpc::Channel> channel, RetryOptions retry)
     : retry_(std::move(retry)), stub_(v1::ArtifactService::NewStub(channel)) {}
 
-absl::StatusOr<bool> ArtifactClient::IsStored(const std::string& sha256) {
+absl::StatusOr<std::vector<bool>> ArtifactClient::AreStored(const std::vector<std::string>& sha256) {
   v1::StatBlobsRequest request;
-  request.add_sha256(sha256);
+  for (const std::string& hash : sha256) request.add_sha256(hash);
   ASSIGN_OR_RETURN(const auto response,
                    UnaryWithRetry<v1::StatBlobsResponse>(
                        "StatBlobs", retry_, [&](grpc::ClientContext* context, v1::StatBlobsResponse* response) {
                          return stub_->StatBlobs(context, request, response);
                        }));
-  if (response.present_size() != 1) return absl::DataLossError("StatBlobs: one answer expected");
-  return response.present(0);
+  if (response.present_size() != request.sha256_size())
+    return absl::DataLossError("StatBlobs: one answer per blob expected");
+  return std::vector<bool>(response.present().begin(), response.present().end());
 }
 
 absl::Status ArtifactClient::Upload(const v1::BlobRef& blob, const std::string& what,
@@ -129,8 +160,8 @@ absl::Status ArtifactClient::Upload(const v1::BlobRef& blob, const std::string& 
 
 absl::StatusOr<v1::BlobRef> ArtifactClient::PutFile(const std::string& path) {
   ASSIGN_OR_RETURN(const v1::BlobRef blob, RefOfFile(path));
-  ASSIGN_OR_RETURN(const bool stored, IsStored(blob.sha256()));
-  if (stored) return blob;
+  ASSIGN_OR_RETURN(const std::vector<bool> stored, AreStored({blob.sha256()}));
+  if (stored[0]) return blob;
   UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd.valid()) return ErrnoStatus(absl::StrCat("open ", path), errno);
   const auto read_at = [&](int64_t offset) -> absl::StatusOr<std::string> {
@@ -156,8 +187,8 @@ absl::StatusOr<v1::BlobRef> ArtifactClient::PutBytes(absl::string_view contents)
   v1::BlobRef blob;
   blob.set_sha256(Sha256Hex(contents));
   blob.set_size_bytes(static_cast<int64_t>(contents.size()));
-  ASSIGN_OR_RETURN(const bool stored, IsStored(blob.sha256()));
-  if (stored) return blob;
+  ASSIGN_OR_RETURN(const std::vector<bool> stored, AreStored({blob.sha256()}));
+  if (stored[0]) return blob;
   RETURN_IF_ERROR(
       Upload(blob, absl::StrCat("blob ", blob.sha256()), [&](int64_t offset) -> absl::StatusOr<std::string> {
         return std::string(contents.substr(static_cast<size_t>(offset), kChunkBytes));
@@ -181,10 +212,24 @@ absl::StatusOr<std::string> ArtifactClient::PutFolder(const std::string& folder)
   std::sort(paths.begin(), paths.end());
 
   v1::PutArtifactRequest request;
+  std::vector<std::string> hashes;
+  absl::Time asked_at = absl::Now();
   for (const std::string& path : paths) {
     v1::ArtifactFile& file = *request.mutable_artifact()->add_files();
     file.set_path(path);
     ASSIGN_OR_RETURN(*file.mutable_blob(), PutFile(absl::StrCat(folder, "/", path)));
+    hashes.push_back(file.blob().sha256());
+    if (absl::Now() - asked_at < kAskAgainAfter) continue;
+    RETURN_IF_ERROR(AreStored(hashes).status());
+    asked_at = absl::Now();
+  }
+  // What the folder does not name yet, the store may have removed while the rest was sent for hours.
+  for (int round = 0; round < kMaxUploadRounds; ++round) {
+    ASSIGN_OR_RETURN(const std::vector<bool> stored, AreStored(hashes));
+    if (std::find(stored.begin(), stored.end(), false) == stored.end()) break;
+    for (size_t i = 0; i < paths.size(); ++i) {
+      if (!stored[i]) RETURN_IF_ERROR(PutFile(absl::StrCat(folder, "/", paths[i])).status());
+    }
   }
   RETURN_IF_ERROR(ValidateListing(request.artifact().files()));
   ASSIGN_OR_RETURN(const auto response, UnaryWithRetry<v1::PutArtifactResponse>(
@@ -246,14 +291,14 @@ absl::Status ArtifactClient::GetFile(const v1::BlobRef& blob, const std::string&
   ASSIGN_OR_RETURN(const bool complete, HoldsBlob(path, blob));
   if (complete) return absl::OkStatus();
 
-  // Who finds the partial file locked by another process downloads to a name of its own.
-  std::string partial = absl::StrCat(path, ".part-", blob.sha256().substr(0, 16));
-  UniqueFd fd(open(partial.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
-  if (fd.valid() && flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
-    partial = absl::StrCat(path, ".part-", NewRequestId());
-    fd.Reset(open(partial.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+  ASSIGN_OR_RETURN(auto partial_file, OpenPartial(absl::StrCat(path, ".part-", blob.sha256().substr(0, 16))));
+  const std::string& partial = partial_file.path;
+  const UniqueFd& fd = partial_file.fd;
+  ASSIGN_OR_RETURN(const bool complete_meanwhile, HoldsBlob(path, blob));
+  if (complete_meanwhile) {
+    unlink(partial.c_str());
+    return absl::OkStatus();
   }
-  if (!fd.valid()) return ErrnoStatus(absl::StrCat("create ", partial), errno);
 
   absl::Status status;
   for (bool resumed = true; resumed;) {

@@ -9,6 +9,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -48,7 +49,8 @@ class ArtifactClient {
   absl::StatusOr<v1::Artifact> GetListing(const std::string& artifact_id);
 
  private:
-  absl::StatusOr<bool> IsStored(const std::string& sha256);
+  // One answer per blob. The store keeps for a while what it says is there.
+  absl::StatusOr<std::vector<bool>> AreStored(const std::vector<std::string>& sha256);
   absl::Status Upload(const v1::BlobRef& blob, const std::string& what,
                       absl::FunctionRef<absl::StatusOr<std::string>(int64_t offset_bytes)> read);
   // Appends the blob's bytes from `offset_bytes` on to `sink` until all are there. Retries while it makes progress.

@@ -5,10 +5,14 @@
 #include <grpcpp/create_channel.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <fstream>
+#include <functional>
 
+#include "absl/time/clock.h"
 #include "common/file.h"
 #include "common/rpc/artifact_client.h"
 #include "common/rpc/sample_client.h"
@@ -30,7 +34,9 @@ class FlakyArtifacts final : public v1::ArtifactService::Service {
       reader->Read(&request);
       return grpc::Status(grpc::StatusCode::UNAVAILABLE, "restarting");
     }
-    return inner_.PutBlob(context, reader, response);
+    const grpc::Status status = inner_.PutBlob(context, reader, response);
+    if (after_put) after_put(response->blob().sha256());
+    return status;
   }
   grpc::Status GetBlob(grpc::ServerContext* context, const v1::GetBlobRequest* request,
                        grpc::ServerWriter<v1::GetBlobResponse>* writer) override {
@@ -59,6 +65,7 @@ class FlakyArtifacts final : public v1::ArtifactService::Service {
                            v1::GetArtifactResponse* response) override {
     return inner_.GetArtifact(context, request, response);
   }
+  std::function<void(const std::string& sha256)> after_put;
   std::atomic<int> breaks = 0;
   std::atomic<bool> corrupt = false;
   std::vector<int64_t> offsets;
@@ -79,7 +86,8 @@ class ServicesTest : public StoreFixture {
     builder.RegisterService(&flaky_);
     builder.SetMaxReceiveMessageSize(16 << 20);
     server_ = builder.BuildAndStart();
-    channel_ = grpc::CreateChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials());
+    address_ = "127.0.0.1:" + std::to_string(port);
+    channel_ = grpc::CreateChannel(address_, grpc::InsecureChannelCredentials());
     retry_.initial_backoff = absl::Milliseconds(1);
     scratch_ = folder_ + "_scratch";
     fs::remove_all(scratch_);
@@ -99,6 +107,7 @@ class ServicesTest : public StoreFixture {
   FlakyArtifacts flaky_;
   std::unique_ptr<SampleServiceImpl> samples_;
   std::unique_ptr<grpc::Server> server_;
+  std::string address_;
   std::shared_ptr<grpc::Channel> channel_;
   RetryOptions retry_;
   std::string scratch_;
@@ -195,6 +204,44 @@ TEST_F(ServicesTest, ADownloadGoesOnWhereItStopped) {
     EXPECT_EQ(flaky_.offsets.size(), right ? 1u : 2u);
     EXPECT_EQ(ReadFile(path).value(), contents);
   }
+}
+
+TEST_F(ServicesTest, TwoProcessesFetchTheSameFile) {
+  ArtifactClient client(channel_, retry_);
+  const v1::BlobRef blob = client.PutBytes("contents").value();
+  const std::string path = scratch_ + "/file", partial = path + ".part-" + blob.sha256().substr(0, 16);
+  const std::string writer = fs::read_symlink("/proc/self/exe").parent_path() / "store_writer";
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    setenv("RETORT_FAULT", "artifact_client.before_lock:1:400", 1);
+    execl(writer.c_str(), writer.c_str(), "fetch", address_.c_str(), blob.sha256().c_str(), "8", path.c_str(), nullptr);
+    _exit(127);
+  }
+  // The other has opened the partial file and has no lock yet when this one publishes it.
+  for (const absl::Time give_up = absl::Now() + absl::Seconds(20); !fs::exists(partial) && absl::Now() < give_up;)
+    absl::SleepFor(absl::Milliseconds(1));
+  ASSERT_TRUE(fs::exists(partial));
+  const absl::Status got = client.GetFile(blob, path);
+  EXPECT_TRUE(got.ok()) << got;
+  int exit_status = 0;
+  ASSERT_EQ(waitpid(child, &exit_status, 0), child);
+  EXPECT_EQ(exit_status, 0);
+  EXPECT_EQ(ReadFile(path).value(), "contents");
+  EXPECT_EQ(std::distance(fs::directory_iterator(scratch_), fs::directory_iterator()), 1);
+}
+
+TEST_F(ServicesTest, AFolderIsWholeAlthoughItsFirstFileWentWhileTheRestWasSent) {
+  ArtifactClient client(channel_, retry_);
+  Write("in/a", "first");
+  Write("in/b", "second");
+  const std::string first = Sha256Hex("first");
+  flaky_.after_put = [&](const std::string& sha256) {
+    if (sha256 != first) fs::remove(folder_ + "_artifacts/blobs/" + first.substr(0, 2) + "/" + first);
+  };
+  const auto id = client.PutFolder(scratch_ + "/in");
+  ASSERT_TRUE(id.ok()) << id.status();
+  EXPECT_TRUE(artifacts_->HasBlob(first));
 }
 
 TEST_F(ServicesTest, WrongBytesAreNeverPublished) {

@@ -1,5 +1,7 @@
 // Writes to a store until it is killed. Prints "<prompt index> <text>" for each trace whose commit was acknowledged,
-// unbuffered. Or, with "sweep" first, sweeps an artifact store.
+// unbuffered. Or, with "sweep" or "fetch" first, does
+// that to an artifact store.
+#include <grpcpp/create_channel.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -9,6 +11,7 @@
 
 #include "common/hash.h"
 #include "common/log.h"
+#include "common/rpc/artifact_client.h"
 #include "storage/artifact_store.h"
 #include "storage/sample_store.h"
 
@@ -66,6 +69,17 @@ int Sweep(const std::string& root, const std::string& live_artifact) {
   return 0;
 }
 
+// Downloads a blob, as a task process does.
+int Fetch(const std::string& address, const std::string& sha256, const std::string& size_bytes,
+          const std::string& path) {
+  v1::BlobRef blob;
+  blob.set_sha256(sha256);
+  blob.set_size_bytes(std::stoll(size_bytes));
+  ArtifactClient client(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
+  if (const absl::Status status = client.GetFile(blob, path); !status.ok()) Fail(status);
+  return 0;
+}
+
 int Main(const std::string& path, const std::string& round) {
   auto store = SampleStore::Open({.path = path});
   if (!store.ok()) Fail(store.status());
@@ -95,8 +109,10 @@ int Main(const std::string& path, const std::string& round) {
 }  // namespace retort::storage
 
 int main(int argc, char** argv) {
-  if (argc != 3 && argc != 4) return 2;
+  const std::string verb = argc > 1 ? argv[1] : "";
   retort::InitLogging("writer");
-  if (argc == 4) return retort::storage::Sweep(argv[2], argv[3]);
+  if (verb == "sweep" && argc == 4) return retort::storage::Sweep(argv[2], argv[3]);
+  if (verb == "fetch" && argc == 6) return retort::storage::Fetch(argv[2], argv[3], argv[4], argv[5]);
+  if (argc != 3) return 2;
   return retort::storage::Main(argv[1], argv[2]);
 }
