@@ -4,7 +4,6 @@
 #include <exception>
 
 #include "cli/command.h"
-#include "cli/model_verbs.h"
 
 namespace retort::cli {
 namespace {
@@ -27,7 +26,6 @@ void AddGlobalOptions(CLI::App* app, Globals* globals) {
 }
 
 int Main(int argc, char** argv) {
-  if (argc > 1 && IsModelVerb(argv[1])) return RunModelVerb(argc, argv);
   Context context;
   context.globals.program = argc > 0 ? argv[0] : "distctl";
   CLI::App app("Distils a reasoning teacher into a small student: submit a job file, watch it, fetch the result.",

@@ -99,7 +99,7 @@ absl::Status Run(const Options& options, OrderedOutput& output) {
 }  // namespace
 
 int GenerateCommand(int argc, char** argv) {
-  CLI::App app("Lets a model go on from each line's prompt.", "retort-teacher generate");
+  CLI::App app("Lets a model go on from each line's prompt.", "distctl generate");
   Options options;
   AddModelFlags(app, options.flags);
   app.add_option("--max-tokens", options.max_tokens, "new tokens at most")

@@ -61,7 +61,7 @@ absl::Status Run(const ModelFlags& flags, OrderedOutput& output) {
 }  // namespace
 
 int ScoreCommand(int argc, char** argv) {
-  CLI::App app("Gives each token's log-probability after those before it.", "retort-teacher score");
+  CLI::App app("Gives each token's log-probability after those before it.", "distctl score");
   ModelFlags flags;
   AddModelFlags(app, flags);
   if (const int code = ParseModelFlags(app, flags, argc, argv); code >= 0) return code;

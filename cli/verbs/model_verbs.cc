@@ -1,7 +1,5 @@
 // generate and score: run by retort-teacher, which has the torch that distctl does not. Its flags are passed on as they
-// are.
-#include "cli/model_verbs.h"
-
+// are; the global options before the verb say nothing to it.
 #include <unistd.h>
 
 #include <cerrno>
@@ -14,15 +12,15 @@
 #include "common/process.h"
 
 namespace retort::cli {
+namespace {
 
-bool IsModelVerb(absl::string_view verb) { return verb == "generate" || verb == "score"; }
-
-int RunModelVerb(int argc, char** argv) {
+// Replaces this process; returns an exit code only when that fails.
+int RunTeacher(std::string verb, std::vector<std::string> flags) {
   const auto folder = ProgramFolder();
   if (!folder.ok()) return Fail(folder.status());
-  const std::string program = *folder + "/retort-teacher";
-  std::vector<char*> arguments(argv, argv + argc);
-  arguments[0] = const_cast<char*>(program.c_str());
+  std::string program = *folder + "/retort-teacher";
+  std::vector<char*> arguments = {program.data(), verb.data()};
+  for (std::string& flag : flags) arguments.push_back(flag.data());
   arguments.push_back(nullptr);
   execv(program.c_str(), arguments.data());
   std::fprintf(stderr, "distctl: cannot run %s: %s; it belongs beside distctl\n", program.c_str(),
@@ -30,9 +28,19 @@ int RunModelVerb(int argc, char** argv) {
   return kExitFailed;
 }
 
+void Add(CLI::App* app, Context* context, const std::string& name, const std::string& description) {
+  CLI::App* verb = app->add_subcommand(name, description);
+  verb->set_help_flag();  // --help is the other program's too
+  verb->prefix_command();
+  // Flags come back in the order in which they were given.
+  verb->callback([context, verb, name] { context->exit_code = RunTeacher(name, verb->remaining()); });
+}
+
+}  // namespace
+
 void AddModelVerbs(CLI::App* app, Context* context) {
-  app->add_subcommand("generate", "Complete the texts of a JSONL file with a model folder; `distctl generate --help`");
-  app->add_subcommand("score", "Log-probabilities of the tokens of a JSONL file; `distctl score --help`");
+  Add(app, context, "generate", "Complete the texts of a JSONL file with a model folder; `distctl generate --help`");
+  Add(app, context, "score", "Log-probabilities of the tokens of a JSONL file; `distctl score --help`");
 }
 
 }  // namespace retort::cli

@@ -1,45 +1,10 @@
-#include <cstdio>
-#include <memory>
-#include <nlohmann/json.hpp>
-
-#include "cli/client.h"
-#include "cli/command.h"
-#include "cli/render/names.h"
-#include "common/id.h"
+#include "cli/verbs/change_job.h"
 
 namespace retort::cli {
-namespace {
-
-int Resume(const Globals& globals, const std::string& name) {
-  const auto client = Connect(globals);
-  if (!client.ok()) return Fail(client.status());
-  const auto job = GetJob(*client, name);
-  if (!job.ok()) return Fail(job.status());
-  v1::ResumeJobRequest request;
-  request.set_request_id(NewRequestId());
-  request.set_job_id(job->job_id());
-  const auto response = UnaryWithRetry<v1::ResumeJobResponse>(
-      "ResumeJob", ClientRetry(), [&](grpc::ClientContext* context, v1::ResumeJobResponse* response) {
-        return client->jobs->ResumeJob(context, request, response);
-      });
-  if (!response.ok()) return Fail(response.status());
-  const std::string state = JobStateName(response->state());
-  if (globals.json) {
-    PrintJson({{"job", job->job_id()}, {"state", state}});
-  } else {
-    std::printf("%s %s\n", job->job_id().c_str(), state.c_str());
-  }
-  return kExitDone;
-}
-
-}  // namespace
 
 void AddResume(CLI::App* app, Context* context) {
-  CLI::App* verb =
-      AddVerb(app, context, "resume", "Put a failed or cancelled job back to work from what it has finished");
-  auto job = std::make_shared<std::string>();
-  verb->add_option("JOB", *job, "Job id, the beginning of one, or a job's name (its newest)")->required();
-  verb->callback([context, job] { context->exit_code = Resume(context->globals, *job); });
+  AddJobVerb(app, context, "resume", "Put a failed or cancelled job back to work from what it has finished",
+             "ResumeJob", &v1::JobService::Stub::ResumeJob);
 }
 
 }  // namespace retort::cli

@@ -39,6 +39,20 @@ TEST_F(ProgramTest, HelpEndsWithZero) {
   EXPECT_THAT(Distctl("submit --help").out, HasSubstr("--watch"));
 }
 
+// generate and score belong to another program, which gets their flags as they are, --help too.
+TEST_F(ProgramTest, ModelVerbsRunTheTeacherBesideDistctl) {
+  Write("bin/retort-teacher", "#!/bin/sh\necho \"$@\"\nexit 7\n");
+  fs::permissions(folder_ / "bin/retort-teacher", fs::perms::owner_all);
+  fs::copy_file(fs::path(bin_) / "distctl", folder_ / "bin/distctl");
+  bin_ = (folder_ / "bin").string();
+  for (const char* before : {"", "--state-dir x "}) {
+    const Ended run = Distctl(absl::StrCat(before, "generate --model a --input - --ignore-eos --n 2 --output=-"));
+    EXPECT_EQ(run.exit_code, 7);
+    EXPECT_EQ(run.out, "generate --model a --input - --ignore-eos --n 2 --output=-\n") << before;
+    EXPECT_EQ(Distctl(absl::StrCat(before, "score --help")).out, "score --help\n");
+  }
+}
+
 TEST_F(ProgramTest, Validate) {
   const Ended run = Distctl("validate job.yaml");
   EXPECT_EQ(run.exit_code, 0) << run.err;
