@@ -17,8 +17,8 @@ import reasoning_gym
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path(__file__).parent)
-    parser.add_argument("--prompts", type=int, default=160)
-    parser.add_argument("--test", type=int, default=60)
+    parser.add_argument("--prompts", type=int, default=640)
+    parser.add_argument("--test", type=int, default=200)
     arguments = parser.parse_args()
     dataset = reasoning_gym.create_dataset("chain_sum", size=2000, seed=5, min_terms=2, max_terms=2, min_digits=1, max_digits=2)
     seen, rows = set(), []
