@@ -76,9 +76,10 @@ std::string EvaluationSampleSetId(const std::string& job_id, int index, Evaluate
   return absl::StrCat(job_id, "/eval-", index, "-", NameOf(model));
 }
 
-v1::SampleSet TeacherSampleSet(const v1::JobSpec& spec, const std::string& job_id) {
+v1::SampleSet TeacherSampleSet(const v1::JobSpec& spec, const internal::JobRecord& job) {
   v1::SampleSet set;
-  set.set_sample_set_id(TeacherSampleSetId(job_id));
+  set.set_sample_set_id(TeacherSampleSetId(job.job_id()));
+  set.set_now_unix_seconds(job.submitted_at().seconds());
   *set.mutable_prompts() = spec.prompts();
   *set.mutable_generator() = spec.teacher();
   return set;
@@ -89,6 +90,7 @@ v1::SampleSet EvaluationSampleSet(const v1::JobSpec& spec, const internal::JobRe
   const v1::EvaluationSpec& evaluation = spec.evaluate(index);
   v1::SampleSet set;
   set.set_sample_set_id(EvaluationSampleSetId(job.job_id(), index, model));
+  set.set_now_unix_seconds(job.submitted_at().seconds());
   *set.add_prompts() = evaluation.prompts();
   v1::TeacherSpec& generator = *set.mutable_generator();
   generator = spec.teacher();
@@ -218,10 +220,10 @@ absl::StatusOr<v1::GetTaskResponse> BuildTask(const v1::JobSpec& spec, const int
   };
   switch (task.stage()) {
     case v1::STAGE_GENERATE:
-      *response.mutable_generate()->add_sample_sets() = TeacherSampleSet(spec, job.job_id());
+      *response.mutable_generate()->add_sample_sets() = TeacherSampleSet(spec, job);
       return response;
     case v1::STAGE_CURATE:
-      *response.mutable_curate()->mutable_sample_set() = TeacherSampleSet(spec, job.job_id());
+      *response.mutable_curate()->mutable_sample_set() = TeacherSampleSet(spec, job);
       *response.mutable_curate()->mutable_curate() = spec.curate();
       return response;
     case v1::STAGE_TRAIN: {
@@ -230,6 +232,7 @@ absl::StatusOr<v1::GetTaskResponse> BuildTask(const v1::JobSpec& spec, const int
       *train.mutable_dataset() = spec.dataset_size() > 0 ? spec.dataset() : job.dataset();
       if (train.dataset_size() == 0) return missing("dataset");
       train.set_manifest_sha256(ManifestSha256(spec, job));
+      train.set_now_unix_seconds(job.submitted_at().seconds());
       if (job.has_checkpoint()) *train.mutable_resume_from() = job.checkpoint();
       return response;
     }

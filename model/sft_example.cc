@@ -12,7 +12,7 @@
 namespace retort {
 namespace {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;
 
 // What some templates put at the end of the generation prompt, and some traces at their beginning.
 constexpr absl::string_view kThink = "<think>";

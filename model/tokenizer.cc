@@ -119,7 +119,7 @@ absl::StatusOr<TemplateSource> FindTemplate(const std::string& folder, const jso
 
 class HfTokenizer final : public Tokenizer {
  public:
-  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& folder);
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& folder, absl::Time now);
 
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, bool add_special_tokens) const override;
   absl::StatusOr<std::vector<std::vector<int32_t>>> EncodeBatch(const std::vector<std::string>& texts,
@@ -145,7 +145,7 @@ class HfTokenizer final : public Tokenizer {
   int32_t eos_token_id_ = -1;
 };
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> HfTokenizer::Load(const std::string& folder) {
+absl::StatusOr<std::unique_ptr<Tokenizer>> HfTokenizer::Load(const std::string& folder, absl::Time now) {
   auto loaded = std::make_unique<HfTokenizer>();
   loaded->folder_ = folder;
   const std::string path = absl::StrCat(folder, "/tokenizer.json");
@@ -172,7 +172,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> HfTokenizer::Load(const std::string& 
   loaded->template_path_ = source.path;
   if (!source.text.empty()) {
     RetortTemplate* compiled = nullptr;
-    if (const int32_t code = retort_template_new(Slice(source.text), &compiled, &message); code != kRetortFfiOk) {
+    if (const int32_t code = retort_template_new(Slice(source.text), absl::ToUnixSeconds(now), &compiled, &message);
+        code != kRetortFfiOk) {
       return ToStatus(code, source.path, message);
     }
     loaded->template_.reset(compiled);
@@ -261,8 +262,8 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> Tokenizer::EncodeBatch(const s
   return lists;
 }
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& folder) {
-  return HfTokenizer::Load(folder);
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& folder, absl::Time now) {
+  return HfTokenizer::Load(folder, now);
 }
 
 std::string MessagesToJson(const std::vector<ChatMessage>& messages) {

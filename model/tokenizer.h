@@ -9,6 +9,8 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 
 namespace retort {
 
@@ -22,9 +24,10 @@ struct ChatMessage {
 class Tokenizer {
  public:
   // Reads tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja of a HF folder; weights
-  // are not needed. A folder without a chat template is fine until one is asked for. Errors: kNotFound,
-  // kInvalidArgument.
-  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& folder);
+  // are not needed. A folder without a chat template is fine until one is asked for. `now` is what templates take for
+  // the present (strftime_now, in UTC): a job gives the same to all of its processes, so that their prompts agree.
+  // Errors: kNotFound, kInvalidArgument.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& folder, absl::Time now = absl::Now());
   virtual ~Tokenizer() = default;
 
   virtual absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, bool add_special_tokens) const = 0;

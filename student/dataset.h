@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "common/rpc/artifact_client.h"
 #include "model/sft_example.h"
@@ -73,9 +75,10 @@ struct DatasetOptions {
   std::string model_folder;  // its tokenizer is read when there are conversations that no cache file holds
   int64_t vocab_size = 0;
   int64_t max_length = 0;
+  absl::Time now = absl::Now();  // for the chat template, as in Tokenizer::Load
   std::string cache_dir;
   int threads = 1;
-  std::function<void(int64_t rows)> progress;  // rows tokenized so far, now and then; may be empty
+  std::function<void(const std::string& message)> tell;  // what it is at, now and then; may be empty
 };
 
 // The rows of `sources`, one after the other, each cut to its weight. A file's format is inferred from its first row
@@ -88,5 +91,10 @@ absl::StatusOr<Dataset> LoadDataset(ArtifactClient& artifacts, const std::vector
 // to take.
 absl::Status AddRows(const std::string& path, const std::string& shown_path, v1::DatasetFormat format, int64_t limit,
                      const Tokenizer* tokenizer, const DatasetOptions& options, DatasetBuilder& builder);
+
+// Names the tokenized rows by everything they depend on: the time too, where the chat template prints it. Errors: those
+// of reading the tokenizer's files.
+absl::StatusOr<std::string> DatasetCacheKey(const std::vector<v1::DatasetSource>& sources,
+                                            const DatasetOptions& options);
 
 }  // namespace retort

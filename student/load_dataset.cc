@@ -1,7 +1,4 @@
-#include <fcntl.h>
 #include <spdlog/spdlog.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -21,24 +18,41 @@
 #include "common/status.h"
 #include "model/tokenizer.h"
 #include "student/dataset.h"
+#include "student/file_lock.h"
 
 namespace retort {
 namespace {
 
 // Part of a cache file's name: raise it when the same rows would be tokenized differently.
-constexpr absl::string_view kTokenizationVersion = "retort tokenized rows 1";
+constexpr absl::string_view kTokenizationVersion = "retort tokenized rows 2";
 constexpr size_t kRowsAtOnce = 4096;
-constexpr absl::Duration kLockTimeout = absl::Minutes(30);
 
 struct Row {
   int64_t line = 0;
-  nlohmann::json json;
+  std::string text;
 };
 
 absl::StatusOr<v1::DatasetFormat> InferFormat(const nlohmann::json& row) {
   if (row.is_object() && row.contains("messages")) return v1::DATASET_FORMAT_MESSAGES;
   if (row.is_object() && row.contains("input_ids")) return v1::DATASET_FORMAT_TOKENIZED;
   return absl::InvalidArgumentError("a row needs \"messages\", or \"input_ids\" and \"labels\"");
+}
+
+absl::StatusOr<TrainingExample> ToExample(const std::string& text, v1::DatasetFormat format, const Tokenizer* tokenizer,
+                                          int64_t vocab_size) {
+  // Parsed again, for the order of its keys, which templates may print.
+  const auto row = nlohmann::ordered_json::parse(text);
+  if (format != v1::DATASET_FORMAT_MESSAGES) return ExampleFromTokens(row, vocab_size);
+  ASSIGN_OR_RETURN(TrainingExample example, ExampleFromMessages(*tokenizer, row));
+  for (const int32_t id : example.input_ids) {
+    if (id < vocab_size) continue;
+    const absl::StatusOr<std::string> token = tokenizer->Decode({id}, false);
+    return absl::InvalidArgumentError(
+        absl::StrCat("holds ", token.ok() ? *token : "a token", ", which the tokenizer makes token ", id,
+                     ", but the model has only ", vocab_size,
+                     " (vocab_size in config.json); resize its embeddings, or use the tokenizer it came with"));
+  }
+  return example;
 }
 
 // Tokenizes on several threads; the examples come in the order of the rows.
@@ -48,8 +62,7 @@ absl::Status AddBatch(const std::vector<Row>& rows, const std::string& shown_pat
   std::atomic<size_t> next = 0;
   const auto work = [&] {
     for (size_t i = next++; i < rows.size(); i = next++) {
-      examples[i] = format == v1::DATASET_FORMAT_MESSAGES ? ExampleFromMessages(*tokenizer, rows[i].json)
-                                                          : ExampleFromTokens(rows[i].json, options.vocab_size);
+      examples[i] = ToExample(rows[i].text, format, tokenizer, options.vocab_size);
     }
   };
   std::vector<std::thread> threads;
@@ -90,7 +103,7 @@ absl::Status AddSource(ArtifactClient& artifacts, const v1::DatasetSource& sourc
     limit = static_cast<int64_t>(std::floor(source.weight() * static_cast<double>(rows) + 1e-9));
   }
   if (tokenizer == nullptr && source.format() != v1::DATASET_FORMAT_TOKENIZED) {
-    auto loaded = Tokenizer::Load(options.model_folder);
+    auto loaded = Tokenizer::Load(options.model_folder, options.now);
     // Rows that are tokenized already need none.
     if (loaded.ok()) {
       tokenizer = *std::move(loaded);
@@ -101,10 +114,13 @@ absl::Status AddSource(ArtifactClient& artifacts, const v1::DatasetSource& sourc
   return AddRows(path, source.path(), source.format(), limit, tokenizer.get(), options, builder);
 }
 
-// Everything that the tokenized rows depend on.
-absl::StatusOr<std::string> CacheKey(const std::vector<v1::DatasetSource>& sources, const DatasetOptions& options) {
+}  // namespace
+
+absl::StatusOr<std::string> DatasetCacheKey(const std::vector<v1::DatasetSource>& sources,
+                                            const DatasetOptions& options) {
   Sha256 key;
   key.UpdateField(kTokenizationVersion);
+  bool prints_date = false;
   for (const char* name :
        {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}) {
     const auto contents = ReadFile(absl::StrCat(options.model_folder, "/", name), int64_t{256} << 20);
@@ -112,7 +128,9 @@ absl::StatusOr<std::string> CacheKey(const std::vector<v1::DatasetSource>& sourc
     key.UpdateField(name);
     key.UpdateU64(contents.ok());
     key.UpdateField(contents.ok() ? *contents : "");
+    prints_date = prints_date || (contents.ok() && absl::StrContains(*contents, "strftime_now"));
   }
+  if (prints_date) key.UpdateU64(static_cast<uint64_t>(absl::ToUnixSeconds(options.now)));
   key.UpdateU64(static_cast<uint64_t>(options.vocab_size));
   key.UpdateU64(static_cast<uint64_t>(options.max_length));
   for (const v1::DatasetSource& source : sources) {
@@ -123,34 +141,12 @@ absl::StatusOr<std::string> CacheKey(const std::vector<v1::DatasetSource>& sourc
   return ToHex(key.Finish());
 }
 
-// Holds a lock on a file until it goes out of scope, or its process dies.
-absl::StatusOr<UniqueFd> LockFile(const std::string& path) {
-  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-  if (!fd.valid()) return ErrnoStatus(absl::StrCat("open ", path), errno);
-  const absl::Time deadline = absl::Now() + kLockTimeout;
-  while (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
-    if (errno != EWOULDBLOCK && errno != EINTR) return ErrnoStatus(absl::StrCat("lock ", path), errno);
-    if (absl::Now() > deadline) {
-      return absl::DeadlineExceededError(absl::StrCat("another process holds ", path, " for 30 minutes"));
-    }
-    absl::SleepFor(absl::Milliseconds(20));
-  }
-  return fd;
-}
-
-}  // namespace
-
 absl::Status AddRows(const std::string& path, const std::string& shown_path, v1::DatasetFormat format, int64_t limit,
                      const Tokenizer* tokenizer, const DatasetOptions& options, DatasetBuilder& builder) {
   std::vector<Row> rows;
   int64_t taken = 0;
   const auto flush = [&]() -> absl::Status {
     if (rows.empty()) return absl::OkStatus();
-    if (format == v1::DATASET_FORMAT_UNSPECIFIED) {
-      auto inferred = InferFormat(rows.front().json);
-      if (!inferred.ok()) return WithContext(inferred.status(), absl::StrCat(shown_path, ":", rows.front().line));
-      format = *inferred;
-    }
     if (format == v1::DATASET_FORMAT_MESSAGES && tokenizer == nullptr) {
       return absl::InvalidArgumentError(absl::StrCat(shown_path, ": conversations need a tokenizer, and ",
                                                      options.model_folder, " has none that loads"));
@@ -158,15 +154,18 @@ absl::Status AddRows(const std::string& path, const std::string& shown_path, v1:
     RETURN_IF_ERROR(AddBatch(rows, shown_path, format, tokenizer, options, builder));
     taken += static_cast<int64_t>(rows.size());
     rows.clear();
-    if (options.progress) options.progress(taken);
+    if (options.tell) options.tell(absl::StrCat("tokenizing: ", taken, " rows"));
     return absl::OkStatus();
   };
   int64_t seen = 0;
   absl::Status flushed;  // errors of ours, which name the place already
   const absl::Status read =
-      ForEachJsonLine(path, [&](int64_t line, absl::string_view, const nlohmann::json& row) -> absl::Status {
+      ForEachJsonLine(path, [&](int64_t line, absl::string_view text, const nlohmann::json& row) -> absl::Status {
         if (seen++ >= limit) return absl::OutOfRangeError("enough");
-        rows.push_back({line, row});
+        if (format == v1::DATASET_FORMAT_UNSPECIFIED) {
+          ASSIGN_OR_RETURN(format, InferFormat(row));
+        }
+        rows.push_back({line, std::string(text)});
         if (rows.size() < kRowsAtOnce) return absl::OkStatus();
         return flushed = flush();
       });
@@ -185,9 +184,13 @@ absl::StatusOr<Dataset> LoadDataset(ArtifactClient& artifacts, const std::vector
   if (sources.empty()) return DatasetBuilder(options.max_length).Build();
   const std::string folder = options.cache_dir + "/datasets";
   RETURN_IF_ERROR(MakeFolders(folder, 0700));
-  ASSIGN_OR_RETURN(const std::string key, CacheKey(sources, options));
+  ASSIGN_OR_RETURN(const std::string key, DatasetCacheKey(sources, options));
   const std::string path = absl::StrCat(folder, "/", key, ".safetensors");
-  ASSIGN_OR_RETURN(const UniqueFd lock, LockFile(absl::StrCat(folder, "/", key, ".lock")));
+  ASSIGN_OR_RETURN(
+      const UniqueFd lock, LockFile(absl::StrCat(folder, "/", key, ".lock"), [&](absl::Duration waited) {
+        if (!options.tell) return;
+        options.tell(absl::StrCat("waiting for another rank to tokenize, for ", absl::ToInt64Seconds(waited), " s"));
+      }));
   if (::access(path.c_str(), R_OK) == 0) {
     absl::StatusOr<Dataset> cached = Dataset::LoadFrom(path);
     if (cached.ok()) return cached;

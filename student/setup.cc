@@ -87,9 +87,10 @@ absl::StatusOr<TrainingSetup> PrepareTraining(const v1::TrainTask& task, const T
   rows.vocab_size = config.vocab_size;
   rows.max_length =
       student.training().max_length() > 0 ? student.training().max_length() : config.max_position_embeddings;
+  if (task.now_unix_seconds() > 0) rows.now = absl::FromUnixSeconds(task.now_unix_seconds());
   rows.cache_dir = flags.cache_dir;
   rows.threads = flags.threads;
-  rows.progress = [&](int64_t count) { tell(absl::StrCat("tokenizing: ", count, " rows")); };
+  rows.tell = tell;
   tell("reading the dataset");
   ASSIGN_OR_RETURN(const auto train_sources, SourcesOf(task, kTrainSplit));
   ASSIGN_OR_RETURN(const auto validation_sources, SourcesOf(task, kValidationSplit));

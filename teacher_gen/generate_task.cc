@@ -133,6 +133,7 @@ absl::Status GenerateRun::OpenNative(const v1::SampleSet& set) {
   options.model.model = set.generator().model();
   options.model.dtype = set.generator().dtype();
   options.model.device = set.generator().device();
+  if (set.now_unix_seconds() > 0) options.model.now = absl::FromUnixSeconds(set.now_unix_seconds());
   if (set.generator().batch_size() > 0) {
     options.batch_size = set.generator().batch_size();
   } else {

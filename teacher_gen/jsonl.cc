@@ -72,8 +72,9 @@ absl::StatusOr<std::vector<int32_t>> LineToTokens(const Tokenizer& tokenizer, ab
   }
   if (row.contains("messages")) {
     if (!row["messages"].is_array()) return absl::InvalidArgumentError("messages: must be a list of messages");
-    ASSIGN_OR_RETURN(const std::string text,
-                     tokenizer.ApplyChatTemplate(row["messages"].dump(), add_generation_prompt));
+    // Parsed again, for the order of the keys, which templates may print.
+    const std::string messages = nlohmann::ordered_json::parse(line)["messages"].dump();
+    ASSIGN_OR_RETURN(const std::string text, tokenizer.ApplyChatTemplate(messages, add_generation_prompt));
     return tokenizer.Encode(text, false);
   }
   return absl::InvalidArgumentError(R"(needs one of "token_ids", "text", "prompt", "messages")");

@@ -21,7 +21,7 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   } else {
     return absl::InvalidArgumentError(absl::StrCat("dtype \"", dtype, "\": must be float32 or bfloat16"));
   }
-  ASSIGN_OR_RETURN(loaded.tokenizer, Tokenizer::Load(options.model));
+  ASSIGN_OR_RETURN(loaded.tokenizer, Tokenizer::Load(options.model, options.now));
   std::optional<c10::ScalarType> stored;  // what the file has: the CPU engine widens as it reads
   if (!options.adapter.empty()) {
     stored = c10::ScalarType::Float;

@@ -7,6 +7,8 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "model/tokenizer.h"
 #include "model/weights.h"
 
@@ -17,6 +19,7 @@ struct ModelOptions {
   std::string adapter;  // PEFT folder, merged into the weights in f32; empty: none
   std::string dtype;    // "float32" | "bfloat16"; empty: bfloat16 on a GPU, float32 on a CPU
   std::string device = "auto";
+  absl::Time now = absl::Now();  // for chat templates, as in Tokenizer::Load
 };
 
 struct LoadedModel {

@@ -12,9 +12,12 @@
 namespace retort {
 namespace {
 
-absl::StatusOr<nlohmann::json> Messages(const nlohmann::json& problem, const std::string& field,
-                                        const std::string& system, const std::string& instruction) {
-  nlohmann::json messages = nlohmann::json::array();
+using nlohmann::ordered_json;
+
+// Keys stay in the user's order: chat templates may print them.
+absl::StatusOr<ordered_json> Messages(const ordered_json& problem, const std::string& field, const std::string& system,
+                                      const std::string& instruction) {
+  ordered_json messages = ordered_json::array();
   if (!system.empty()) messages.push_back({{"role", "system"}, {"content", system}});
   if (problem.is_string()) {
     messages.push_back({{"role", "user"}, {"content", problem}});
@@ -28,7 +31,7 @@ absl::StatusOr<nlohmann::json> Messages(const nlohmann::json& problem, const std
   } else {
     return absl::InvalidArgumentError(absl::StrCat(field, ": must be text or a list of messages"));
   }
-  nlohmann::json& last = messages.back();
+  ordered_json& last = messages.back();
   if (last["role"] != "user")
     return absl::InvalidArgumentError(absl::StrCat(field, ": the last message must be the user's"));
   if (!instruction.empty()) last["content"] = last["content"].get<std::string>() + "\n\n" + instruction;
@@ -43,16 +46,17 @@ absl::Status AppendPrompts(const v1::PromptSource& source, const std::string& pa
   const std::string answer_field = source.answer_field().empty() ? "answer" : source.answer_field();
   const size_t before = prompts.size();
   const absl::Status read =
-      ForEachJsonLine(path, [&](int64_t line, absl::string_view text, const nlohmann::json& row) -> absl::Status {
-        if (!row.is_object()) return absl::InvalidArgumentError("the row is not a JSON object");
+      ForEachJsonLine(path, [&](int64_t line, absl::string_view text, const nlohmann::json& checked) -> absl::Status {
+        if (!checked.is_object()) return absl::InvalidArgumentError("the row is not a JSON object");
+        const ordered_json row = ordered_json::parse(text);
         if (!row.contains(prompt_field))
           return absl::InvalidArgumentError(absl::StrCat("the row has no field \"", prompt_field, "\" (prompt_field)"));
-        ASSIGN_OR_RETURN(const nlohmann::json messages, Messages(row[prompt_field], prompt_field, system, instruction));
+        ASSIGN_OR_RETURN(const ordered_json messages, Messages(row[prompt_field], prompt_field, system, instruction));
         v1::Prompt prompt;
         prompt.set_row_json(std::string(text));
         prompt.set_messages_json(messages.dump());
         if (row.contains(answer_field)) {
-          const nlohmann::json& answer = row[answer_field];
+          const ordered_json& answer = row[answer_field];
           prompt.set_answer(answer.is_string() ? answer.get<std::string>() : answer.is_null() ? "" : answer.dump());
         }
         prompts.push_back(std::move(prompt));

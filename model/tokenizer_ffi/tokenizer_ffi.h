@@ -42,7 +42,8 @@ int32_t retort_tokenizer_decode(const RetortTokenizer* tokenizer, const uint32_t
 int64_t retort_tokenizer_token_to_id(const RetortTokenizer* tokenizer, RetortSlice token);
 size_t retort_tokenizer_vocab_size(const RetortTokenizer* tokenizer);
 
-int32_t retort_template_new(RetortSlice source, RetortTemplate** compiled, RetortBytes* error);
+// `now`, in seconds since 1970: what strftime_now tells, in UTC.
+int32_t retort_template_new(RetortSlice source, int64_t now, RetortTemplate** compiled, RetortBytes* error);
 void retort_template_free(RetortTemplate* compiled);
 // `messages`: a JSON list; `variables`: a JSON object of the template's other variables.
 int32_t retort_template_render(const RetortTemplate* compiled, RetortSlice messages, RetortSlice variables,

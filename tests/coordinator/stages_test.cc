@@ -104,6 +104,19 @@ TEST(BuildTask, BaseOfAnEndpointTeacherIsNative) {
   EXPECT_GT(generator.batch_size(), 0);
 }
 
+TEST(BuildTask, ThePresentOfATemplateIsTheJobsSubmission) {
+  internal::JobRecord job = FinishedTraining();
+  job.mutable_submitted_at()->set_seconds(1'700'000'000);
+  job.mutable_submitted_at()->set_nanos(5);
+  const v1::JobSpec spec = FullSpec();
+  EXPECT_EQ(BuildTask(spec, job, TaskOf(v1::STAGE_GENERATE, 0, 0))->generate().sample_sets(0).now_unix_seconds(),
+            1'700'000'000);
+  EXPECT_EQ(BuildTask(spec, job, TaskOf(v1::STAGE_EVALUATE, 0, 0))->generate().sample_sets(0).now_unix_seconds(),
+            1'700'000'000);
+  *job.add_dataset() = TrainSpec(1, 1).dataset(0);
+  EXPECT_EQ(BuildTask(spec, job, TaskOf(v1::STAGE_TRAIN, 0, 0))->train().now_unix_seconds(), 1'700'000'000);
+}
+
 TEST(BuildTask, MissingInputsAreAnError) {
   internal::JobRecord job;
   job.set_job_id("full-abc123");

@@ -111,6 +111,18 @@ TEST(SftExampleTest, TrainsEosWhereTheTemplateWritesAnotherEnd) {
   EXPECT_EQ(Split(*tokenizer, *example).second, "42 <|endoftext|> 43<|im_end|>\n<|endoftext|>");
 }
 
+TEST(SftExampleTest, TheTemplateSeesKeysInTheirOrder) {
+  const auto tokenizer = WithTemplate(
+      "{{ messages[0] | tojson }}{% if add_generation_prompt %}>{% else %}>{{ messages[1].content }}{% endif %}",
+      "<|im_end|>");
+  const auto example = ExampleFromMessages(
+      *tokenizer,
+      nlohmann::ordered_json::parse(
+          R"({"messages": [{"role": "user", "name": "b", "content": "a"}, {"role": "assistant", "content": "42"}]})"));
+  ASSERT_TRUE(example.ok()) << example.status();
+  EXPECT_EQ(Split(*tokenizer, *example).first, R"({"role": "user", "name": "b", "content": "a"}>)");
+}
+
 TEST(SftExampleTest, SomethingMustEndTheTurn) {
   const std::string bare = "{% for m in messages %}{{ m.content }}{% endfor %}";
   EXPECT_THAT(std::string(ExampleFromMessages(*WithTemplate(bare, nullptr), Conversation("x")).status().message()),
@@ -138,16 +150,18 @@ TEST(SftExampleTest, RefusesRowsItCannotTrain) {
       R"({"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "x"}]})",
   };
   for (const char* row : rows) {
-    EXPECT_EQ(ExampleFromMessages(*tokenizer, json::parse(row)).status().code(), absl::StatusCode::kInvalidArgument)
+    EXPECT_EQ(ExampleFromMessages(*tokenizer, nlohmann::ordered_json::parse(row)).status().code(),
+              absl::StatusCode::kInvalidArgument)
         << row;
   }
 }
 
 TEST(SftExampleTest, TakesTokensAsTheyAre) {
-  const auto all = ExampleFromTokens(json::parse(R"({"input_ids": [0, 9, 3]})"), 10);
+  const auto all = ExampleFromTokens(nlohmann::ordered_json::parse(R"({"input_ids": [0, 9, 3]})"), 10);
   ASSERT_TRUE(all.ok()) << all.status();
   EXPECT_EQ(all->labels, all->input_ids);
-  const auto some = ExampleFromTokens(json::parse(R"({"input_ids": [0, 9, 3], "labels": [-100, -100, 4]})"), 10);
+  const auto some =
+      ExampleFromTokens(nlohmann::ordered_json::parse(R"({"input_ids": [0, 9, 3], "labels": [-100, -100, 4]})"), 10);
   ASSERT_TRUE(some.ok()) << some.status();
   EXPECT_THAT(some->labels, testing::ElementsAre(-100, -100, 4));
   const char* rows[] = {R"([])",
@@ -164,7 +178,9 @@ TEST(SftExampleTest, TakesTokensAsTheyAre) {
                         R"({"input_ids": [1], "labels": [-1]})",
                         R"({"input_ids": [1], "labels": {}})"};
   for (const char* row : rows) {
-    EXPECT_EQ(ExampleFromTokens(json::parse(row), 10).status().code(), absl::StatusCode::kInvalidArgument) << row;
+    EXPECT_EQ(ExampleFromTokens(nlohmann::ordered_json::parse(row), 10).status().code(),
+              absl::StatusCode::kInvalidArgument)
+        << row;
   }
 }
 

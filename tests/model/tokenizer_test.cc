@@ -153,6 +153,17 @@ TEST(TokenizerTest, StopsTemplatesThatTakeAllMemory) {
   EXPECT_TRUE(tokenizer->Encode("still there", false).ok());
 }
 
+TEST(TokenizerTest, ThePresentIsWhatTheCallerSays) {
+  TemporaryFolder folder;
+  json config = TokenizerGolden()["config"];
+  config["chat_template"] = "{{ strftime_now('%d %b %Y %H:%M') }}";
+  WriteTokenizer(folder, config);
+  const absl::Time now = absl::FromUnixSeconds(1'700'000'000);
+  EXPECT_EQ(*(*Tokenizer::Load(folder.path(), now))->ApplyChatTemplate(R"([{"role":"user"}])", false),
+            "14 Nov 2023 22:13");
+  EXPECT_FALSE(Tokenizer::Load(folder.path(), absl::InfiniteFuture()).ok());
+}
+
 TEST(TokenizerTest, RefusesBadTemplatesAndMessages) {
   const struct {
     json chat_template;

@@ -7,9 +7,11 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "common/file.h"
+#include "student/file_lock.h"
 
 namespace retort {
 namespace {
@@ -96,6 +98,69 @@ TEST_F(DatasetTest, ErrorsNameTheUsersFileAndLine) {
   EXPECT_THAT(status.message(), HasSubstr("messages"));
   status = Read("{\"messages\": []}\n").status();
   EXPECT_THAT(status.message(), HasSubstr("tokenizer"));
+}
+
+// A token is a byte; 0 ends a turn.
+class ByteTokenizer final : public Tokenizer {
+ public:
+  absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, bool) const override {
+    return std::vector<int32_t>(text.begin(), text.end());
+  }
+  absl::StatusOr<std::string> Decode(const std::vector<int32_t>& ids, bool) const override {
+    return std::string(ids.begin(), ids.end());
+  }
+  absl::StatusOr<std::string> ApplyChatTemplate(absl::string_view messages_json, bool) const override {
+    std::string text;
+    for (const auto& message : nlohmann::json::parse(messages_json)) text += message["content"].get<std::string>();
+    return text;
+  }
+  int64_t vocab_size() const override { return 128; }
+  int32_t TokenToId(absl::string_view) const override { return -1; }
+  int32_t eos_token_id() const override { return 0; }
+};
+
+TEST_F(DatasetTest, ATokenThatTheModelDoesNotHaveIsAnErrorOfItsRow) {
+  options_.vocab_size = 'd';
+  const std::string path =
+      Write(R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})"
+            "\n"
+            R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "d"}]})"
+            "\n");
+  DatasetBuilder builder(10);
+  const ByteTokenizer tokenizer;
+  const absl::Status status =
+      AddRows(path, "data/rows.jsonl", v1::DATASET_FORMAT_UNSPECIFIED, kAll, &tokenizer, options_, builder);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("data/rows.jsonl:2: holds d, which the tokenizer makes token 100"));
+  EXPECT_THAT(status.message(), HasSubstr("the model has only 100"));
+}
+
+TEST_F(DatasetTest, RowsOfATemplateThatPrintsTheDateAreKeptByDate) {
+  options_.model_folder = root_;
+  v1::DatasetSource source;
+  source.mutable_file()->set_sha256("rows");
+  const auto keys_at = [&](int64_t seconds) {
+    options_.now = absl::FromUnixSeconds(seconds);
+    return DatasetCacheKey({source}, options_).value();
+  };
+  std::ofstream(root_ + "/chat_template.jinja") << "{{ messages[0].content }}";
+  EXPECT_EQ(keys_at(1), keys_at(2));  // another job uses what this one tokenized
+  std::ofstream(root_ + "/chat_template.jinja") << "{{ strftime_now('%d') }}{{ messages[0].content }}";
+  EXPECT_NE(keys_at(1), keys_at(2));
+  EXPECT_EQ(keys_at(1), keys_at(1));
+}
+
+TEST_F(DatasetTest, WaitsForWhoHoldsTheLockAndSaysSo) {
+  const std::string path = root_ + "/rows.lock";
+  auto held = LockFile(path, nullptr);
+  ASSERT_TRUE(held.ok()) << held.status();
+  int told = 0;
+  const auto got = LockFile(path, [&](absl::Duration) {
+    ++told;
+    *held = UniqueFd();  // as when its holder dies
+  });
+  EXPECT_TRUE(got.ok()) << got.status();
+  EXPECT_EQ(told, 1);
 }
 
 TEST_F(DatasetTest, AFileOfTokenizedRowsComesBackAndDamageIsFound) {

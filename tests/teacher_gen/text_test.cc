@@ -163,6 +163,19 @@ TEST_F(FileTest, PromptsBecomeConversations) {
   EXPECT_THAT(prompts[2].messages_json(), HasSubstr("three\\n\\nThink."));
 }
 
+TEST_F(FileTest, PromptsKeepTheOrderOfAMessagesKeys) {
+  v1::PromptSource source;
+  source.set_prompt_field("q");
+  const std::string path = Write("ordered.jsonl", R"({"q": "two"})"
+                                                  "\n"
+                                                  R"({"q": [{"role": "user", "name": "n", "content": "x"}]})"
+                                                  "\n");
+  std::vector<v1::Prompt> prompts;
+  ASSERT_TRUE(AppendPrompts(source, path, "", "", prompts).ok());
+  EXPECT_EQ(prompts[0].messages_json(), R"([{"role":"user","content":"two"}])");
+  EXPECT_EQ(prompts[1].messages_json(), R"([{"role":"user","name":"n","content":"x"}])");
+}
+
 TEST_F(FileTest, PromptErrorsNameTheUsersFileAndLine) {
   v1::PromptSource source;
   source.set_path("/data/prompts.jsonl");

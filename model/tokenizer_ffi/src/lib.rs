@@ -191,9 +191,14 @@ pub unsafe extern "C" fn retort_tokenizer_vocab_size(tokenizer: *const Tokenizer
 /// # Safety
 /// `source` is readable; `template` and `error` are writable.
 #[no_mangle]
-pub unsafe extern "C" fn retort_template_new(source: Slice, template: *mut *mut ChatTemplate, error: *mut Bytes) -> i32 {
+pub unsafe extern "C" fn retort_template_new(
+    source: Slice,
+    now: i64,
+    template: *mut *mut ChatTemplate,
+    error: *mut Bytes,
+) -> i32 {
     guarded(error, || {
-        let compiled = ChatTemplate::compile(source.text()?)?;
+        let compiled = ChatTemplate::compile(source.text()?, now)?;
         template.write(Box::into_raw(Box::new(compiled)));
         Ok(())
     })

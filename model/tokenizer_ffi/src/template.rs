@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use minijinja::value::from_args;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 use regex::Regex;
@@ -33,13 +34,17 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    pub fn compile(source: &str) -> Result<ChatTemplate, RenderError> {
+    /// `now`, in seconds since 1970, is what `strftime_now` tells, in UTC: a template that prints the date must give the same text
+    /// on every machine and after midnight.
+    pub fn compile(source: &str, now: i64) -> Result<ChatTemplate, RenderError> {
+        let now = DateTime::from_timestamp(now, 0)
+            .ok_or_else(|| RenderError::Invalid(format!("{now} s since 1970 is no date")))?;
         if source.len() > MAX_SOURCE_BYTES {
             return Err(RenderError::Invalid(format!("over {MAX_SOURCE_BYTES} bytes long")));
         }
         let source = without_generation_tags(source);
         let compiled = run_bounded(MEMORY_BYTES, TIME, move || {
-            let mut environment = new_environment();
+            let mut environment = new_environment(now);
             environment.add_template_owned(NAME, source).map(|()| environment)
         });
         match compiled {
@@ -119,7 +124,7 @@ fn without_generation_tags(source: &str) -> String {
     close.replace_all(&opened, "{%$1 endwith $2%}").into_owned()
 }
 
-fn new_environment() -> Environment<'static> {
+fn new_environment(now: DateTime<Utc>) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
@@ -138,9 +143,9 @@ fn new_environment() -> Environment<'static> {
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
-    environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
+    environment.add_function("strftime_now", move |format: String| -> Result<String, Error> {
         let mut text = String::new();
-        write!(text, "{}", chrono::Local::now().format(&format))
+        write!(text, "{}", now.format(&format))
             .map_err(|_| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: bad format {format:?}")))?;
         Ok(text)
     });
