@@ -8,7 +8,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/file.h"
+#include "common/hash.h"
 #include "common/status.h"
 #include "common/version.h"
 #include "model/config.h"
@@ -39,6 +41,29 @@ std::string Describe(const DatasetCounts& counts) {
                       counts.nothing_to_train, " have nothing to train, so none is left");
 }
 
+// The adapter is taken as it is: what the job says of a new one may not contradict it.
+absl::Status CheckSameLora(const v1::StudentSpec& student, const LoraConfig& loaded, const ModelConfig& config) {
+  if (!student.has_lora()) return absl::OkStatus();
+  const v1::LoraSpec& lora = student.lora();
+  const auto differs = [&](absl::string_view key, const auto& wanted, const auto& found) {
+    return absl::InvalidArgumentError(absl::StrCat("student.lora.", key, ": ", wanted, " stands against ", found,
+                                                   " in ", student.adapter_name_or_path(),
+                                                   " (student.adapter_name_or_path), where training would start; "
+                                                   "leave student.lora out to take what is there"));
+  };
+  if (lora.r() != loaded.r) return differs("r", lora.r(), loaded.r);
+  if (lora.lora_alpha() != loaded.lora_alpha) return differs("lora_alpha", lora.lora_alpha(), loaded.lora_alpha);
+  if (lora.lora_dropout() != loaded.lora_dropout)
+    return differs("lora_dropout", lora.lora_dropout(), loaded.lora_dropout);
+  ASSIGN_OR_RETURN(std::vector<std::string> wanted,
+                   ResolveTargetModules(config, {lora.target_modules().begin(), lora.target_modules().end()}));
+  std::vector<std::string> found = loaded.target_modules;
+  std::sort(wanted.begin(), wanted.end());
+  std::sort(found.begin(), found.end());
+  if (wanted != found) return differs("target_modules", absl::StrJoin(wanted, ", "), absl::StrJoin(found, ", "));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<LoraAdapter> StartAdapter(const v1::TrainTask& task, const ModelConfig& config,
                                          const std::string& checkpoint_folder) {
   if (!checkpoint_folder.empty()) return LoadAdapter(checkpoint_folder, config);
@@ -48,7 +73,11 @@ absl::StatusOr<LoraAdapter> StartAdapter(const v1::TrainTask& task, const ModelC
 }  // namespace
 
 absl::StatusOr<LoraAdapter> InitialAdapter(const v1::StudentSpec& student, const ModelConfig& config) {
-  if (!student.adapter_name_or_path().empty()) return LoadAdapter(student.adapter_name_or_path(), config);
+  if (!student.adapter_name_or_path().empty()) {
+    ASSIGN_OR_RETURN(LoraAdapter adapter, LoadAdapter(student.adapter_name_or_path(), config));
+    RETURN_IF_ERROR(CheckSameLora(student, adapter.config, config));
+    return adapter;
+  }
   if (!student.has_lora()) {
     return absl::InvalidArgumentError(
         "student.lora is missing; without adapter_name_or_path it must say which adapter");
@@ -107,6 +136,14 @@ absl::StatusOr<TrainingSetup> PrepareTraining(const v1::TrainTask& task, const T
   }
   tell("loading weights");
   ASSIGN_OR_RETURN(const LoraAdapter adapter, StartAdapter(task, config, checkpoint_folder));
+  if (const std::string& start = student.adapter_name_or_path(); !start.empty()) {
+    const auto hash = Sha256HexOfFile(absl::StrCat(start, "/", kAdapterWeightsFile));
+    if (hash.ok()) {
+      setup.start_adapter_sha256 = *hash;
+    } else {  // the checkpoint does without it
+      spdlog::warn("start_adapter_unread error=\"{}\"", hash.status().ToString());
+    }
+  }
   TrainingModelOptions options;
   const bool bf16 = student.training().has_bf16() ? student.training().bf16() : setup.device.is_cuda();
   options.compute_dtype = bf16 ? c10::ScalarType::BFloat16 : c10::ScalarType::Float;

@@ -19,6 +19,7 @@ struct TrainingSetup {
   std::unique_ptr<Trainer> trainer;
   DatasetCounts train_counts;
   DatasetCounts validation_counts;
+  std::string start_adapter_sha256;  // of the weights that adapter_name_or_path names; empty: a new adapter
 };
 
 // Tells what is going on.

@@ -224,6 +224,7 @@ absl::StatusOr<v1::TaskResult> TrainLoop::Result(bool first) {
   versions["torch"] = TORCH_VERSION;
   ASSIGN_OR_RETURN(const std::string revision, revision_.get());
   versions["student_revision"] = absl::BytesToHexString(revision);
+  if (!setup_.start_adapter_sha256.empty()) versions["start_adapter_sha256"] = setup_.start_adapter_sha256;
   return result;
 }
 

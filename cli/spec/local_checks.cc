@@ -194,6 +194,25 @@ void CheckModel(const std::string& path, const Origins& origins, const std::stri
   if (!tensors.ok()) diagnostics->Add(origins.Of(path), path, tensors.status().message());
 }
 
+// Training starts from the adapter as it is: what the job says of a new one may not contradict it.
+void CheckSameLora(const Origins& origins, const v1::LoraSpec& lora, const std::string& folder,
+                   Diagnostics* diagnostics) {
+  const auto config = ReadJsonFile(folder + "/adapter_config.json");
+  if (!config.ok() || !config->is_object()) return;  // the worker says what is wrong with it
+  const std::pair<const char*, double> values[] = {
+      {"r", lora.r()}, {"lora_alpha", lora.lora_alpha()}, {"lora_dropout", lora.lora_dropout()}};
+  for (const auto& [key, value] : values) {
+    const auto in_file = config->find(key);
+    if (in_file == config->end() || !in_file->is_number() || in_file->get<double>() == value) continue;
+    const std::string path = absl::StrCat("student.lora.", key);
+    diagnostics->Add(origins.Of(path), path,
+                     absl::StrCat(value, origins.Wrote(path) ? "" : " (the default)", " stands against ",
+                                  in_file->dump(), " in ", folder,
+                                  "/adapter_config.json, where "
+                                  "student.adapter_name_or_path starts; leave student.lora out to take what is there"));
+  }
+}
+
 }  // namespace
 
 void CheckDataFiles(const Origins& origins, v1::JobSpec* spec, Diagnostics* diagnostics) {
@@ -224,6 +243,7 @@ void CheckModelFolders(const Origins& origins, const v1::JobSpec& spec, Diagnost
   }
   const auto tensors = ReadSafetensorsHeader(adapter + "/adapter_model.safetensors");
   if (!tensors.ok()) diagnostics->Add(origins.Of(path), path, tensors.status().message());
+  if (spec.student().has_lora()) CheckSameLora(origins, spec.student().lora(), adapter, diagnostics);
 }
 
 }  // namespace retort::cli

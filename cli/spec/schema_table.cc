@@ -189,8 +189,8 @@ constexpr Key kKeys[] = {
     {"student.load_in_4bit", kBool, "false", "Quantised base weights.", kOptional, {}, {}, "false", "-"},
     {"student.load_in_8bit", kBool, "false", "Quantised base weights.", kOptional, {}, {}, "false", "-"},
     {"student.lora", kOptionalMap, "",
-     "The new adapter, as in PEFT's LoraConfig. May be left out with `adapter_name_or_path`, whose adapter_config.json "
-     "then decides."},
+     "The new adapter, as in PEFT's LoraConfig. Left out with `adapter_name_or_path`, whose adapter_config.json then "
+     "decides; where both stand they must agree."},
     {"student.lora.r", kInt, "16", "Rank.", kOptional, {.min = 1, .max = 65536}},
     {"student.lora.lora_alpha", kReal, "32", "The update is scaled by `lora_alpha / r`.", kOptional, kPositive},
     {"student.lora.lora_dropout", kReal, "0.0", "", kOptional, kBelowOne},
@@ -274,11 +274,13 @@ constexpr Key kKeys[] = {
      {},
      "-"},
     {"student.training.deterministic", kBool, "true",
-     "true: the same bits whatever the number of workers and the interruptions. false: faster kernels."},
+     "true: the same bits whatever the number of workers and the interruptions. false: faster kernels, not in this "
+     "version but for `reduction: nccl`, which wants it."},
     {"student.training.reduction",
      kChoice,
      "tree",
-     "`tree`: a fixed binary tree over micro-batches. `nccl`: plain ncclAllReduce.",
+     "`tree`: a fixed binary tree over micro-batches. `nccl`: plain ncclAllReduce, whose bits depend on the number of "
+     "workers; wants `deterministic: false`.",
      kOptional,
      {},
      "tree|nccl"},

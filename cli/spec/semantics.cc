@@ -178,6 +178,14 @@ class Checker {
                Generates() ? "there is no validation data; give curate.split.validation"
                            : "there is no validation data; give a dataset with split: validation");
     }
+    if (training->reduction() == v1::REDUCTION_NCCL && training->deterministic()) {
+      Complain("student.training.reduction",
+               "nccl gives other bits for another number of workers, and deterministic (by default true) promises the "
+               "same; write deterministic: false beside it, or leave reduction out");
+    }
+    if (training->reduction() != v1::REDUCTION_NCCL && !training->deterministic()) {
+      Complain("student.training.deterministic", "false is not supported in this version, only with reduction: nccl");
+    }
     if (student->device() == "cpu" && training->reduction() == v1::REDUCTION_NCCL) {
       Complain("student.training.reduction", "nccl needs device: cuda");
     }

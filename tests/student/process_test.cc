@@ -8,6 +8,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
 #include <map>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +16,7 @@
 #include "common/hash.h"
 #include "model/weights.h"
 #include "student/checkpoint.h"
+#include "student/setup.h"
 #include "tests/student/fake_coordinator.h"
 
 namespace retort {
@@ -281,6 +283,43 @@ TEST_F(ProcessTest, ARankThatComesLaterJoinsAtAStepBoundary) {
   AwaitDone();
   EXPECT_EQ(Result(), alone);
   EXPECT_THAT(coordinator_->outcome().gang_sizes, ElementsAre(1, 2));
+}
+
+TEST_F(ProcessTest, StartsFromAnAdapterThatAgreesWithTheJob) {
+  NewCoordinator();
+  v1::GetTaskResponse task = Task();
+  v1::StudentSpec& student = *task.mutable_train()->mutable_student();
+  const auto made = InitialAdapter(student, TinyConfig());
+  ASSERT_TRUE(made.ok()) << made.status();
+  const std::string folder = root_ + "/start";
+  fs::create_directories(folder);
+  ASSERT_TRUE(SaveAdapter(*made, folder).ok());
+  student.set_adapter_name_or_path(folder);
+  EXPECT_TRUE(InitialAdapter(student, TinyConfig()).ok());
+  coordinator_->SetTask(task);
+  Start("j.train.0.0");
+  AwaitDone();
+  Result();
+  EXPECT_EQ(coordinator_->outcome().results["j.train.0.0"].versions().at("start_adapter_sha256"),
+            Sha256HexOfFile(absl::StrCat(folder, "/", kAdapterWeightsFile)).value());
+
+  const auto refused = [&](const std::function<void(v1::LoraSpec*)>& change) {
+    v1::StudentSpec other = student;
+    change(other.mutable_lora());
+    const absl::Status status = InitialAdapter(other, TinyConfig()).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    return std::string(status.message());
+  };
+  EXPECT_EQ(refused([](v1::LoraSpec* lora) { lora->set_r(8); }),
+            absl::StrCat("student.lora.r: 8 stands against 4 in ", folder,
+                         " (student.adapter_name_or_path), where training would start; leave student.lora out to take "
+                         "what is there"));
+  EXPECT_THAT(refused([](v1::LoraSpec* lora) { lora->set_lora_alpha(9); }), HasSubstr("lora_alpha: 9 "));
+  EXPECT_THAT(refused([](v1::LoraSpec* lora) { lora->set_lora_dropout(0); }), HasSubstr("lora_dropout: 0 "));
+  EXPECT_THAT(refused([](v1::LoraSpec* lora) { lora->set_target_modules(0, "q_proj"); }),
+              HasSubstr("target_modules: q_proj stands against "));
+  student.clear_lora();
+  EXPECT_TRUE(InitialAdapter(student, TinyConfig()).ok());
 }
 
 TEST_F(ProcessTest, WhatTheUserHasToMendIsSaidPlainly) {

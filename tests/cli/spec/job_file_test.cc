@@ -164,6 +164,13 @@ TEST_F(JobFileTest, AdapterFolder) {
             "PEFT folder with adapter_config.json and adapter_model.safetensors\n");
   WriteSafetensors("a/adapter_model.safetensors", "{}", 0);
   EXPECT_EQ(Errors(set), "");
+  const std::vector<std::string> both = {"student.adapter_name_or_path=a", "student.lora={r: 4, lora_alpha: 32}"};
+  EXPECT_EQ(
+      Errors(both),
+      "--set student.lora={r: 4, lora_alpha: 32}: student.lora.r: 4 stands against 8 in DIR/a/adapter_config.json, "
+      "where student.adapter_name_or_path starts; leave student.lora out to take what is there\n");
+  Write("a/adapter_config.json", R"({"r": 4, "lora_alpha": 32.0, "lora_dropout": 0})");
+  EXPECT_EQ(Errors(both), "");
 }
 
 }  // namespace

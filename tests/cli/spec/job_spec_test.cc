@@ -278,6 +278,13 @@ const BadCase kBad[] = {
      "validation\n"},
     {"EvalStepsAlone", DatasetJob("  lora: {}\n  training: {eval_steps: 5}\n"),
      "job.yaml:6:26: student.training.eval_steps: does nothing without eval_strategy: steps\n"},
+    {"NcclIsNotDeterministic", DatasetJob("  lora: {}\n  training: {reduction: nccl}\n"),
+     "job.yaml:6:25: student.training.reduction: nccl gives other bits for another number of workers, and "
+     "deterministic (by default true) promises the same; write deterministic: false beside it, or leave reduction "
+     "out\n"},
+    {"NotDeterministicAlone", DatasetJob("  lora: {}\n  training: {deterministic: false}\n"),
+     "job.yaml:6:29: student.training.deterministic: false is not supported in this version, only with reduction: "
+     "nccl\n"},
     {"CurateWithDataset", DatasetJob("  lora: {}\ncurate: {verify: {kind: number}}\n"),
      "job.yaml:6:1: curate: only traces are curated; a dataset is taken as it is\n"},
     {"EvaluateWithoutVerifier", DatasetJob("  lora: {}\nevaluate: [{prompts: p.jsonl}]\n"),
