@@ -39,7 +39,7 @@ class Cluster:
             if done.returncode == 0:
                 return done.stdout
             if time.monotonic() >= deadline:
-                raise SystemExit(f"chaos: {' '.join(command)} gave {done.returncode}: {done.stderr.strip()}")
+                raise SystemExit(f"chaos: {' '.join(command)} gave {done.returncode}: {done.stderr.strip()} {done.stdout.strip()}")
             time.sleep(POLL_SECONDS)
 
     def up(self):
