@@ -10,7 +10,6 @@
 #include <filesystem>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -152,8 +151,7 @@ void Daemon::TaskFinished(const v1::TaskExit& exit) {
 }
 
 void Daemon::CleanFolders() {
-  std::set<std::string> in_use;
-  for (const v1::RunningTask& task : runner_->Running()) in_use.insert(NameOf(KeyOf(task.ref())));
+  const auto in_use = [this] { return runner_->FoldersInUse(); };
   const absl::Status status = CleanTaskFolders(folder_.tasks_folder(), in_use, TaskFolderLimits{});
   if (!status.ok()) spdlog::warn("task_folders_not_cleaned error=\"{}\"", status.ToString());
 }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "common/fault.h"
+#include "common/rpc/retry.h"
 #include "spdlog/spdlog.h"
 
 namespace retort::worker {
@@ -14,9 +15,7 @@ constexpr std::chrono::milliseconds kFirstBackoff(50);
 constexpr std::chrono::milliseconds kMaxBackoff(500);
 
 // kNotFound: a coordinator that was restarted does not know this worker before it has registered again.
-bool IsTransient(const absl::Status& status) {
-  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsNotFound(status);
-}
+bool IsTransient(const absl::Status& status) { return IsRetryable(status) || absl::IsNotFound(status); }
 
 }  // namespace
 

@@ -17,8 +17,8 @@ namespace retort::worker {
 class ExitReporter {
  public:
   struct Options {
-    // Delivers one report. kUnavailable, kDeadlineExceeded and kNotFound (the worker is not registered) are tried again
-    // until the reporter is stopped; any other error ends it.
+    // Delivers one report. What IsRetryable (common/rpc/retry.h) says and kNotFound (the worker is not registered) are
+    // tried again until the reporter is stopped; any other error ends it.
     std::function<absl::Status(const v1::TaskExit&)> send;
     // Called before each attempt, so that the log is whole when the end is known; may block for a while.
     std::function<void(const v1::TaskExit&)> before_send;

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/file.h"
+#include "common/rpc/retry.h"
 #include "common/status.h"
 #include "spdlog/spdlog.h"
 
@@ -21,6 +22,7 @@ constexpr int64_t kMaxPieceBytes = 256 << 10;
 constexpr auto kGatherTime = std::chrono::milliseconds(50);
 constexpr auto kFirstBackoff = std::chrono::milliseconds(100);
 constexpr auto kMaxBackoff = std::chrono::milliseconds(500);
+constexpr auto kFullDiskBackoff = std::chrono::seconds(5);
 
 absl::StatusOr<std::string> ReadPiece(const std::string& path, int64_t offset_bytes, int64_t size_bytes) {
   const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -32,7 +34,7 @@ absl::StatusOr<std::string> ReadPiece(const std::string& path, int64_t offset_by
   return piece;
 }
 
-bool IsTransient(const absl::Status& status) { return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status); }
+bool IsTransient(const absl::Status& status) { return IsRetryable(status) || absl::IsResourceExhausted(status); }
 
 }  // namespace
 
@@ -133,7 +135,8 @@ void LogShipper::Loop() {
       spdlog::warn("task_log_given_up task_id={} epoch={} error=\"{}\"", task.task_id, task.epoch,
                    next.status().ToString());
     } else {
-      changed_.wait_for(lock, backoff, [&] { return stopping_; });
+      changed_.wait_for(lock, absl::IsResourceExhausted(next.status()) ? kFullDiskBackoff : backoff,
+                        [&] { return stopping_; });
       backoff = std::min<std::chrono::milliseconds>(backoff * 2, kMaxBackoff);
     }
     changed_.notify_all();

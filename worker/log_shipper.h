@@ -22,8 +22,9 @@ namespace retort::worker {
 // Thread-safe. One thread of its own.
 class LogShipper {
  public:
-  // Sends one piece and returns the offset to go on at. kUnavailable and kDeadlineExceeded are tried again; any other
-  // error ends the shipping of that log.
+  // Sends one piece and returns the offset to go on at. What IsRetryable (common/rpc/retry.h) says and
+  // kResourceExhausted (the coordinator's disk is full) are tried again, the latter slowly; any other error ends the
+  // shipping of that log.
   using Send = std::function<absl::StatusOr<int64_t>(const TaskKey& task, int64_t offset_bytes, std::string data)>;
 
   explicit LogShipper(Send send);

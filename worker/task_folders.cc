@@ -40,9 +40,9 @@ std::vector<std::string> ChooseTaskFoldersToDelete(std::vector<TaskFolder> folde
   int kept = 0;
   int64_t kept_bytes = 0;
   for (const TaskFolder& folder : folders) {
-    if (kept < limits.keep && kept_bytes + folder.size_bytes <= limits.max_bytes) {
+    kept_bytes += folder.size_bytes;
+    if (doomed.empty() && kept < limits.keep && (kept == 0 || kept_bytes <= limits.max_bytes)) {
       ++kept;
-      kept_bytes += folder.size_bytes;
     } else {
       doomed.push_back(folder.name);
     }
@@ -50,14 +50,14 @@ std::vector<std::string> ChooseTaskFoldersToDelete(std::vector<TaskFolder> folde
   return doomed;
 }
 
-absl::Status CleanTaskFolders(const std::string& tasks_folder, const std::set<std::string>& in_use,
+absl::Status CleanTaskFolders(const std::string& tasks_folder, const std::function<std::set<std::string>()>& in_use,
                               const TaskFolderLimits& limits) {
   std::vector<TaskFolder> folders;
   std::error_code error;
   for (fs::directory_iterator it(tasks_folder, error), end; !error && it != end; it.increment(error))
     folders.push_back(Describe(it->path()));
   if (error) return absl::InternalError(absl::StrCat("list ", tasks_folder, ": ", error.message()));
-  for (const std::string& name : ChooseTaskFoldersToDelete(std::move(folders), in_use, limits)) {
+  for (const std::string& name : ChooseTaskFoldersToDelete(std::move(folders), in_use(), limits)) {
     fs::remove_all(fs::path(tasks_folder) / name, error);
     if (error) return absl::InternalError(absl::StrCat("delete ", tasks_folder, "/", name, ": ", error.message()));
     spdlog::info("task_folder_deleted name={}", name);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <set>
 #include <string>
 #include <vector>
@@ -22,12 +23,14 @@ struct TaskFolderLimits {
   int64_t max_bytes = int64_t{2} << 30;  // together
 };
 
-// Names of those to delete: ended ones, oldest first, until what is left keeps the limits. Pure.
+// Names of those to delete: ended ones, oldest first, until what is left keeps the limits. The newest stays however
+// large it is: it is the one that somebody wants to look at. Pure.
 std::vector<std::string> ChooseTaskFoldersToDelete(std::vector<TaskFolder> folders, const std::set<std::string>& in_use,
                                                    const TaskFolderLimits& limits);
 
-// Applies it to the folders below `tasks_folder`.
-absl::Status CleanTaskFolders(const std::string& tasks_folder, const std::set<std::string>& in_use,
+// Applies it to the folders below `tasks_folder`. `in_use` is asked after they were listed, so that it knows of every
+// folder in the list that a task was given meanwhile.
+absl::Status CleanTaskFolders(const std::string& tasks_folder, const std::function<std::set<std::string>()>& in_use,
                               const TaskFolderLimits& limits);
 
 }  // namespace retort::worker

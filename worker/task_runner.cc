@@ -112,6 +112,14 @@ std::vector<v1::RunningTask> TaskRunner::Running() const {
   return running_;
 }
 
+std::set<std::string> TaskRunner::FoldersInUse() const {
+  std::lock_guard<std::mutex> lock(mu_);
+  std::set<std::string> names;
+  for (const v1::RunningTask& task : running_) names.insert(NameOf(KeyOf(task.ref())));
+  for (const TaskKey& key : starting_) names.insert(NameOf(key));
+  return names;
+}
+
 bool TaskRunner::WaitUntilIdle(absl::Duration timeout) const {
   const absl::Time deadline = absl::Now() + timeout;
   while (true) {
@@ -180,6 +188,10 @@ void TaskRunner::ApplyAssignments() {
     if (unacknowledged_.count(key) == 0) ended_.erase(key);
   }
   for (const TaskKey& key : plan.stop) StopTask(*processes_.at(key), options_.stop_grace);
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    for (const v1::Assignment& assignment : plan.start) starting_.push_back(KeyOf(assignment.ref()));
+  }
   for (const v1::Assignment& assignment : plan.start) StartTask(assignment);
 }
 
@@ -341,6 +353,7 @@ void TaskRunner::PublishRunning() {
   }
   std::lock_guard<std::mutex> lock(mu_);
   running_ = std::move(running);
+  starting_.clear();
   process_count_ = processes_.size();
   applied_ = taken_;
 }

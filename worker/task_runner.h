@@ -52,6 +52,8 @@ class TaskRunner {
 
   // Processes that run, and placements whose end the coordinator has not acknowledged: for it they still run.
   std::vector<v1::RunningTask> Running() const;
+  // Names of the folders of those and of what is being started.
+  std::set<std::string> FoldersInUse() const;
   // Waits until no process runs.
   bool WaitUntilIdle(absl::Duration timeout) const;
 
@@ -95,6 +97,7 @@ class TaskRunner {
   absl::Duration stop_grace_;
   std::vector<TaskKey> acknowledged_;
   std::vector<v1::RunningTask> running_;
+  std::vector<TaskKey> starting_;  // their folders may exist already
   size_t process_count_ = 0;
 
   std::thread thread_;

@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 
+#include "absl/time/clock.h"
 #include "common/file.h"
 #include "common/id.h"
 
@@ -106,6 +107,19 @@ TEST_F(LogShipperTest, GivesUpOnARefusalAndWaitsForNoLonger) {
   receiver_.Fail(1'000'000, absl::UnavailableError("away"));
   shipper_.Grown(task_, path_, 2);
   EXPECT_FALSE(shipper_.Flush(task_, absl::Milliseconds(20)));
+}
+
+TEST_F(LogShipperTest, AFullDiskAtTheOtherEndAndABrokenStreamAreOutlived) {
+  receiver_.Fail(1, absl::UnknownError("Stream removed"));
+  Write("a\n");
+  EXPECT_TRUE(shipper_.Flush(task_, absl::Seconds(10)));
+  receiver_.Fail(1'000'000, absl::ResourceExhaustedError("no space"));
+  Write("a\nb\n");
+  // Only a log that was given up is flushed to no purpose before its time.
+  EXPECT_FALSE(shipper_.Flush(task_, absl::Milliseconds(100)));
+  const absl::Time start = absl::Now();
+  EXPECT_FALSE(shipper_.Flush(task_, absl::Milliseconds(100)));
+  EXPECT_GE(absl::Now() - start, absl::Milliseconds(90));
 }
 
 TEST_F(LogShipperTest, AnUnknownTaskIsFinished) { EXPECT_TRUE(shipper_.Flush({"other", 1}, absl::ZeroDuration())); }

@@ -25,7 +25,13 @@ TEST(ChooseTaskFoldersToDelete, KeepsTheNewest) {
 TEST(ChooseTaskFoldersToDelete, BoundsTheBytes) {
   EXPECT_EQ(ChooseTaskFoldersToDelete({Folder("old", 1, 5), Folder("big", 2, 96), Folder("new", 3, 5)}, {},
                                       {.keep = 9, .max_bytes = 100}),
-            Strings({"big"}));
+            Strings({"big", "old"}));
+}
+
+TEST(ChooseTaskFoldersToDelete, TheNewestGoesLast) {
+  EXPECT_EQ(ChooseTaskFoldersToDelete({Folder("old", 1, 5), Folder("huge", 3, 500), Folder("mid", 2, 5)}, {},
+                                      {.keep = 9, .max_bytes = 100}),
+            Strings({"mid", "old"}));
 }
 
 TEST(ChooseTaskFoldersToDelete, NeverTouchesWhatIsInUse) {
@@ -39,7 +45,9 @@ TEST(CleanTaskFolders, DeletesFromDisk) {
   ASSERT_TRUE(MakeFolders(root + "/a.1/deep").ok());
   ASSERT_TRUE(MakeFolders(root + "/b.2").ok());
   ASSERT_TRUE(WriteFileAtomically(root + "/a.1/deep/file", "x").ok());
-  ASSERT_TRUE(CleanTaskFolders(root, {"b.2"}, {.keep = 0, .max_bytes = 0}).ok());
+  // A task that is started while the folders are listed is in use by the time it is asked for.
+  const auto in_use = [] { return std::set<std::string>{"b.2"}; };
+  ASSERT_TRUE(CleanTaskFolders(root, in_use, {.keep = 0, .max_bytes = 0}).ok());
   EXPECT_FALSE(std::filesystem::exists(root + "/a.1"));
   EXPECT_TRUE(std::filesystem::exists(root + "/b.2"));
   std::filesystem::remove_all(root);
