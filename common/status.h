@@ -11,7 +11,7 @@
 
 namespace retort {
 
-// The same code with "<context>: " before the message. OK stays OK.
+// The same code and payloads with "<context>: " before the message. OK stays OK.
 absl::Status WithContext(const absl::Status& status, absl::string_view context);
 
 // Codes of the two enums have the same numbers; messages are kept.

@@ -116,8 +116,9 @@ absl::Status Core::CompleteTask(const v1::TaskRef& ref, const v1::TaskResult& re
   return result;
 }
 
-absl::Status Core::FailTask(const v1::TaskRef& ref, v1::FailureCause cause, const std::string& message) {
-  RETORT_LOCKED(result, retort::FailTask(&state_, ref, cause, message));
+absl::Status Core::FailTask(const v1::TaskRef& ref, v1::FailureCause cause, const std::string& message,
+                            const std::string& damaged_artifact_id) {
+  RETORT_LOCKED(result, retort::FailTask(&state_, ref, cause, message, damaged_artifact_id));
   return result;
 }
 

@@ -66,7 +66,8 @@ class Core final : public storage::TaskFence {
   absl::StatusOr<uint64_t> ReportProgress(const v1::ReportProgressRequest& request);
   absl::Status RegisterCheckpoint(const v1::TaskRef& ref, const v1::Checkpoint& checkpoint, int64_t size_bytes);
   absl::Status CompleteTask(const v1::TaskRef& ref, const v1::TaskResult& result);
-  absl::Status FailTask(const v1::TaskRef& ref, v1::FailureCause cause, const std::string& message);
+  absl::Status FailTask(const v1::TaskRef& ref, v1::FailureCause cause, const std::string& message,
+                        const std::string& damaged_artifact_id = "");
   absl::Status Check(const v1::TaskRef& ref) override;
 
   absl::Status RegisterWorker(const v1::RegisterWorkerRequest& request);

@@ -111,8 +111,13 @@ class Planner {
     if (snapshot_.workers.empty()) return "no worker has registered";
     const char* plural = needed == 1 ? "" : "s";
     const char* at_once = needed == 1 ? "" : " at once";
-    if (slots.total() == 0)
-      return absl::StrCat("needs ", needed, " ", kind, plural, at_once, ", the workers have none");
+    if (slots.total() == 0) {
+      return absl::StrCat("needs ", needed, " ", kind, plural, at_once, ", the workers have none",
+                          group.device == Device::kAuto && WantsGpu(group)
+                              ? "; it began on a GPU and is not moved to CPUs: bring such a worker back, or cancel the "
+                                "job and submit it with device: cpu"
+                              : "");
+    }
     if (needed > slots.total() - group.placed) {
       return absl::StrCat("needs ", needed, " ", kind, plural, at_once, ", all workers together have ", slots.total());
     }

@@ -39,10 +39,12 @@ struct GroupView {
   uint64_t sequence = 0;  // order of submission
   GroupKind kind = GroupKind::kSeparate;
   Device device = Device::kCpu;
-  int min = 1;                        // tasks that must run (those that have finished count)
-  int placed = 0;                     // tasks that have a process
-  int finished = 0;                   // tasks that have completed
-  std::optional<bool> placed_on_gpu;  // of the placed ones; a group does not mix
+  int min = 1;       // tasks that must run (those that have finished count)
+  int placed = 0;    // tasks that have a process
+  int finished = 0;  // tasks that have completed
+  // Where its tasks are or, with none placed, were: a group does not mix, nor does it move when its kind of slot is
+  // gone. Absent: none has run yet.
+  std::optional<bool> placed_on_gpu;
   // A gang takes new optional ranks only when its membership has not changed since then for kGangSettleTime.
   absl::Time stable_since = absl::InfinitePast();
   std::vector<TaskView> waiting;  // by replica

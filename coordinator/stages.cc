@@ -155,8 +155,11 @@ std::vector<TaskGroup> GroupsOf(const v1::JobSpec& spec, v1::Stage stage) {
     case v1::STAGE_EVALUATE: {
       TaskGroup answer;
       answer.role = "teacher";
-      answer.min = answer.max = static_cast<int>(ModelsOf(spec).size());
-      answer.device = spec.has_student() ? ParseDevice(spec.student().device()) : TeacherDevice(spec.teacher());
+      for (const EvaluatedModel model : ModelsOf(spec)) {
+        answer.devices.push_back(model == EvaluatedModel::kTeacher ? TeacherDevice(spec.teacher())
+                                                                   : ParseDevice(spec.student().device()));
+      }
+      answer.min = answer.max = static_cast<int>(answer.devices.size());
       single.role = "curate";
       return {answer, single};
     }

@@ -32,9 +32,10 @@ struct TaskGroup {
   GroupKind kind = GroupKind::kSeparate;
   std::string role;  // "teacher" | "student" | "curate"
   Device device = Device::kCpu;
-  int min = 1;      // tasks that must run
-  int max = 1;      // tasks in all
-  int threads = 0;  // CPU threads of one task; 0: its share of the worker's cores
+  std::vector<Device> devices;  // of each task, where they are separate and differ; empty: `device` of all
+  int min = 1;                  // tasks that must run
+  int max = 1;                  // tasks in all
+  int threads = 0;              // CPU threads of one task; 0: its share of the worker's cores
 };
 
 // Groups of that stage; at least one.

@@ -89,6 +89,9 @@ absl::Status State::Load(const StateLog& log) {
       const internal::TaskRecord& record = task.record;
       task.placed_at = now;
       task.finished_at = now;  // its peers' moment to complete begins anew
+      // Nobody could be heard while this process was away.
+      task.listed_at = now;
+      task.heard_at = now;
       if (record.epoch() == 0 || record.process_gone()) continue;
       WorkerEntry& worker = workers_[record.worker_id()];
       worker.worker_id = record.worker_id();

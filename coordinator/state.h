@@ -35,14 +35,16 @@ struct CoordinatorOptions {
       absl::Seconds(60);  // a rank that makes no step and does not join its gang for this long hangs
   absl::Duration first_join_timeout = absl::Minutes(10);  // the same for one that still loads
   absl::Duration one_failure_within =
-      absl::Seconds(1);                            // failures of several ranks of a gang within it are charged as one
+      absl::Seconds(1);                            // failures of one job within it are charged to its budget as one
   absl::Duration rejoin_grace = absl::Seconds(3);  // a gang waits this long for a dead rank to be placed again
   absl::Duration replacement_wait =
       absl::Seconds(10);  // ... and this long for its replacement to load; then it goes on without
-  absl::Duration completion_grace = absl::Seconds(2);  // for the peers of a task that completed their common work
-  absl::Duration exit_grace = absl::Seconds(10);       // from a completed task's last word to its exit
-  absl::Duration missing_after = absl::Seconds(5);     // a running task that its worker no longer lists has died
-  absl::Duration start_timeout = absl::Seconds(30);    // from placement to the worker's first sign of the process
+  absl::Duration completion_grace = absl::Seconds(2);    // for the peers of a task that completed their common work
+  absl::Duration exit_grace = absl::Seconds(10);         // from a completed task's last word to its exit
+  absl::Duration missing_after = absl::Seconds(5);       // a running task that its worker no longer lists has died
+  absl::Duration start_timeout = absl::Seconds(30);      // from placement to the worker's first sign of the process
+  absl::Duration first_word_timeout = absl::Minutes(5);  // from there to the first word of the process itself
+  absl::Duration silent_task_after = absl::Seconds(60);  // a process that says nothing for this long hangs as a whole
 };
 
 struct TaskEntry {
@@ -51,10 +53,12 @@ struct TaskEntry {
   std::string wait_reason;
   absl::Time placed_at = absl::InfinitePast();
   absl::Time finished_at = absl::InfinitePast();
-  absl::Time lost_at = absl::InfinitePast();   // when it last lost its placement to a failure
-  absl::Time moved_at = absl::InfinitePast();  // when its progress last changed
-  bool grows = false;                          // a rank that its gang does not wait for: it is taken in when it joins
-  bool joined = false;                         // this placement has been in its gang's rendezvous
+  absl::Time lost_at = absl::InfinitePast();    // when it last lost its placement to a failure
+  absl::Time moved_at = absl::InfinitePast();   // when its progress last changed
+  absl::Time listed_at = absl::InfinitePast();  // when its process was first known to run
+  absl::Time heard_at = absl::InfinitePast();   // when this placement's process itself last said something
+  bool grows = false;                           // a rank that its gang does not wait for: it is taken in when it joins
+  bool joined = false;                          // this placement has been in its gang's rendezvous
 };
 
 struct JobEntry {
@@ -62,7 +66,8 @@ struct JobEntry {
   std::shared_ptr<const v1::JobSpec> spec;
   std::map<int64_t, v1::LossPoint> losses;  // by step
   std::map<std::string, TaskEntry> tasks;
-  uint64_t revision = 0;  // rises with every change that a watcher may see
+  uint64_t revision = 1;                         // rises with every change that a watcher may see; a watcher has seen 0
+  absl::Time charged_at = absl::InfinitePast();  // when a failure was last charged to its running stage's budget
 };
 
 // A process, or the promise of one, on a worker. It holds its slot until it is known to be gone.
@@ -84,6 +89,7 @@ struct WorkerEntry {
   v1::WorkerResources resources;
   v1::WorkerState state = v1::WORKER_STATE_SUSPECT;
   bool draining = false;
+  bool stopping = false;  // the daemon ends: as draining, until another incarnation registers
   absl::Time last_heartbeat;
   std::map<std::pair<std::string, uint64_t>, PlacementEntry> placements;  // by task id and epoch
   std::deque<absl::Time> failures;                                        // of tasks, in the last ten minutes
@@ -110,7 +116,6 @@ struct GangEntry {
   absl::Time first_joined_at = absl::InfiniteFuture();  // of those that wait now
   std::map<std::string, GangJoin> joined;               // for wanted_generation
   GangMembership formed;
-  absl::Time charged_at = absl::InfinitePast();  // when a failure of it was last charged to the stage's budget
 };
 
 class State {

@@ -249,4 +249,36 @@ absl::StatusOr<v1::Artifact> ArtifactStore::ReadListing(absl::string_view artifa
   return artifact;
 }
 
+absl::Status ArtifactStore::VerifyArtifact(absl::string_view artifact_id) {
+  const auto set_aside = [&](const std::string& path) {
+    const std::string target = absl::StrCat(options_.root, "/damaged/", NewRequestId());
+    const absl::Status made = MakeFolders(options_.root + "/damaged", 0700);
+    if (!made.ok() || std::rename(path.c_str(), target.c_str()) != 0) {
+      spdlog::error("damaged_file_stays path={} error=\"{}\"", path,
+                    made.ok() ? ErrnoStatus("rename", errno).ToString() : made.ToString());
+      return;
+    }
+    spdlog::error("damaged_file_set_aside path={} as={}", path, target);
+  };
+  const absl::StatusOr<v1::Artifact> artifact = GetArtifact(artifact_id);
+  if (absl::IsDataLoss(artifact.status())) set_aside(ListingPath(artifact_id));
+  RETURN_IF_ERROR(artifact.status());
+  absl::Status status;
+  for (const v1::ArtifactFile& file : artifact->files()) {
+    const std::string& sha256 = file.blob().sha256();
+    int64_t size_bytes = 0;
+    absl::Status read = ReadBlob(sha256, 0, 0, [&](absl::string_view data) {
+      size_bytes += static_cast<int64_t>(data.size());
+      return absl::OkStatus();
+    });
+    if (read.ok() && size_bytes != file.blob().size_bytes()) {
+      read = absl::DataLossError(
+          absl::StrCat("blob ", sha256, ": has ", size_bytes, " bytes on disk, not ", file.blob().size_bytes()));
+    }
+    if (absl::IsDataLoss(read)) set_aside(BlobPath(sha256));
+    if (!read.ok()) status = WithContext(read, file.path());
+  }
+  return status;
+}
+
 }  // namespace retort::storage

@@ -3,6 +3,7 @@
 //   <root>/blobs/ab/abcdef...     one file per blob, named by the SHA-256 of its contents
 //   <root>/listings/ab/abcdef...  one serialised v1.Artifact per folder, named by its artifact id
 //   <root>/incoming/              uploads under way, and what is being removed; emptied at Open
+//   <root>/damaged/               what VerifyArtifact set aside
 //
 // A file appears under its name only when it is whole, hashed and fsynced; it never changes. What nobody names any more
 // is removed by Sweep. Its modification time says when somebody last stored it or asked whether it is stored: such a
@@ -114,6 +115,11 @@ class ArtifactStore {
   // nothing was removed), kInternal.
   absl::StatusOr<SweepResult> Sweep(const SweepOptions& options, absl::flat_hash_set<std::string>* retired,
                                     absl::Time now = absl::Now());
+
+  // Reads all of a folder. What is damaged is moved to <root>/damaged/, so that the same contents can be uploaded
+  // again. Errors: kDataLoss and kNotFound (some of it is damaged, or was found so before), kInvalidArgument (not an
+  // id).
+  absl::Status VerifyArtifact(absl::string_view artifact_id);
 
  private:
   friend class BlobWriter;

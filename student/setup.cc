@@ -98,8 +98,12 @@ absl::StatusOr<std::string> FetchCheckpoint(ArtifactClient& artifacts, const v1:
   const std::string parent = absl::StrCat(work_dir, "/resume");
   RETURN_IF_ERROR(MakeFolders(parent));
   const std::string folder = absl::StrCat(parent, "/checkpoint-", checkpoint.step());
-  RETURN_IF_ERROR(WithContext(artifacts.GetFolder(checkpoint.artifact_id(), folder),
-                              absl::StrCat("fetch the checkpoint of step ", checkpoint.step())));
+  absl::Status fetched = artifacts.GetFolder(checkpoint.artifact_id(), folder);
+  if (absl::IsDataLoss(fetched) || absl::IsNotFound(fetched)) {
+    // Nothing that the user wrote is wrong: the store has lost it.
+    fetched = WithUnreadableArtifact(absl::DataLossError(fetched.message()), checkpoint.artifact_id());
+  }
+  RETURN_IF_ERROR(WithContext(fetched, absl::StrCat("fetch the checkpoint of step ", checkpoint.step())));
   return folder;
 }
 

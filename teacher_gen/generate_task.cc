@@ -66,7 +66,7 @@ class GenerateRun {
       : context_(context),
         artifacts_(context.channel()),
         samples_(context.channel(), context.ref()),
-        // Progress of a stage is the sum over its tasks: the first replica speaks for the whole set.
+        // What the set already held is counted once.
         first_replica_(absl::EndsWith(context.ref().task_id(), ".0")) {}
 
   absl::StatusOr<v1::TaskResult> Run();
@@ -80,10 +80,9 @@ class GenerateRun {
   v1::Progress Base() const {
     v1::Progress progress;
     progress.set_unit("traces");
-    if (first_replica_) {
-      progress.set_done(done_before_);
-      progress.set_total(total_);
-    }
+    // Of the whole set, whichever replica says it.
+    progress.set_done(done_before_);
+    progress.set_total(total_);
     return progress;
   }
   absl::StatusOr<std::vector<v1::Prompt>> ReadPrompts(const v1::SampleSet& set);
@@ -242,7 +241,7 @@ absl::Status GenerateRun::RunSet(const v1::SampleSet& set, v1::TaskResult& resul
     traces.Add(now, committer.stored());
     tokens.Add(now, backend_->tokens_written());
     v1::Progress progress = Base();
-    if (first_replica_) progress.set_done(done_before_ + keys - remaining);
+    progress.set_done(done_before_ + keys - remaining);
     progress.set_rate_per_second(traces.PerSecond());
     progress.set_tokens_per_second(tokens.PerSecond());
     progress.set_message(set.sample_set_id());

@@ -56,6 +56,16 @@ void CoordinatorLink::Stop() {
   if (watch_thread_.joinable()) watch_thread_.join();
 }
 
+void CoordinatorLink::AnnounceStop() {
+  announced_stop_ = true;
+  const v1::HeartbeatRequest request = HeartbeatMessage();
+  grpc::ClientContext context;
+  SetTimeout(context, kHeartbeatTimeout);
+  v1::HeartbeatResponse response;
+  const absl::Status status = FromGrpc(stub_->Heartbeat(&context, request, &response));
+  if (!status.ok()) spdlog::info("stop_not_announced worker_id={} error=\"{}\"", options_.worker_id, status.ToString());
+}
+
 bool CoordinatorLink::Pause(absl::Duration duration) {
   std::unique_lock<std::mutex> lock(mu_);
   return !changed_.wait_for(lock, absl::ToChronoMicroseconds(duration), [&] { return stopping_; });
@@ -130,6 +140,7 @@ absl::Status CoordinatorLink::Register() {
   request.set_version(options_.version);
   *request.mutable_resources() = options_.resources;
   for (v1::RunningTask& task : options_.running()) *request.add_running() = std::move(task);
+  request.set_stopping(announced_stop_);
   grpc::ClientContext context;
   SetTimeout(context, kRegisterTimeout);
   // The coordinator may be starting just now: the call goes through as soon as it listens.
@@ -157,11 +168,17 @@ absl::Status CoordinatorLink::Register() {
   return absl::OkStatus();
 }
 
-absl::Status CoordinatorLink::Heartbeat() {
+v1::HeartbeatRequest CoordinatorLink::HeartbeatMessage() const {
   v1::HeartbeatRequest request;
   request.set_worker_id(options_.worker_id);
   request.set_incarnation_id(options_.incarnation_id);
   for (v1::RunningTask& task : options_.running()) *request.add_running() = std::move(task);
+  request.set_stopping(announced_stop_);
+  return request;
+}
+
+absl::Status CoordinatorLink::Heartbeat() {
+  const v1::HeartbeatRequest request = HeartbeatMessage();
   grpc::ClientContext context;
   SetTimeout(context, kHeartbeatTimeout);
   {

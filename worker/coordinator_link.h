@@ -7,6 +7,7 @@
 
 #include <grpcpp/channel.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -45,6 +46,10 @@ class CoordinatorLink {
   CoordinatorLink(const CoordinatorLink&) = delete;
   CoordinatorLink& operator=(const CoordinatorLink&) = delete;
 
+  // Tells the coordinator that this daemon ends, so that it places nothing new here; heartbeats say so from now on.
+  // Waits for the answer for at most a second.
+  void AnnounceStop();
+
   // Ends both threads: no heartbeat is sent and no callback runs any more. The calls below still work.
   void Stop();
 
@@ -54,6 +59,7 @@ class CoordinatorLink {
 
  private:
   void HeartbeatLoop();
+  v1::HeartbeatRequest HeartbeatMessage() const;
   absl::Status Register();
   absl::Status Heartbeat();
   void WatchLoop();
@@ -70,6 +76,8 @@ class CoordinatorLink {
   Lease lease_;
   absl::Duration heartbeat_interval_;
   bool told_unreachable_ = false;
+
+  std::atomic<bool> announced_stop_{false};
 
   std::mutex mu_;
   std::condition_variable changed_;

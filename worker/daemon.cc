@@ -139,6 +139,7 @@ Daemon::~Daemon() {
 
 void Daemon::StopTasks() {
   stopping_ = true;
+  link_->AnnounceStop();
   runner_->StopAll(absl::Seconds(2));
   if (!runner_->WaitUntilIdle(kStopTimeout)) spdlog::warn("tasks_still_running worker_id={}", folder_.worker_id);
   if (!reporter_->Drain(kDrainTimeout)) spdlog::warn("task_exits_unreported worker_id={}", folder_.worker_id);

@@ -82,10 +82,9 @@ int RunTask(int argc, char** argv, absl::string_view role,
     if (absl::IsUnavailable(completed) || absl::IsDeadlineExceeded(completed)) return kTaskExitUnheard;
     failure = WithContext(completed, "deliver the result");
   }
-  const v1::FailureCause cause = FailureCauseOf(failure);
-  spdlog::error("task_failed task_id={} cause={} error=\"{}\"", context.ref().task_id(), v1::FailureCause_Name(cause),
-                failure.ToString());
-  const absl::Status failed = context.Fail(cause, std::string(failure.message()));
+  spdlog::error("task_failed task_id={} cause={} error=\"{}\"", context.ref().task_id(),
+                v1::FailureCause_Name(FailureCauseOf(failure)), failure.ToString());
+  const absl::Status failed = context.Fail(failure);
   if (failed.ok()) return kTaskExitFailed;
   spdlog::error("task_failure_undelivered task_id={} error=\"{}\"", context.ref().task_id(), failed.ToString());
   return kTaskExitUnheard;

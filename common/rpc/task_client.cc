@@ -7,6 +7,7 @@
 #include <chrono>
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "common/rpc/retry.h"
 #include "common/status.h"
@@ -26,6 +27,7 @@ constexpr absl::Duration kReportTimeout = absl::Seconds(5);
 constexpr absl::Duration kJoinAttemptTimeout = absl::Seconds(40);
 constexpr absl::Duration kFlushTimeout = absl::Seconds(60);
 constexpr size_t kMaxFailureMessageBytes = 16 << 10;
+constexpr char kUnreadableArtifact[] = "retort/unreadable_artifact_id";  // payload of a status
 
 void RaiseTo(std::atomic<uint64_t>& value, uint64_t at_least) {
   uint64_t seen = value.load();
@@ -58,6 +60,11 @@ v1::FailureCause FailureCauseOf(const absl::Status& status) {
     default:
       return v1::FAILURE_CAUSE_INFRASTRUCTURE;
   }
+}
+
+absl::Status WithUnreadableArtifact(absl::Status error, absl::string_view artifact_id) {
+  if (!error.ok()) error.SetPayload(kUnreadableArtifact, absl::Cord(artifact_id));
+  return error;
 }
 
 TaskContext::TaskContext(TaskFlags flags, std::shared_ptr<grpc::Channel> channel)
@@ -222,12 +229,14 @@ absl::Status TaskContext::Complete(const v1::TaskResult& result) {
   return response.status();
 }
 
-absl::Status TaskContext::Fail(v1::FailureCause cause, absl::string_view message) {
+absl::Status TaskContext::Fail(const absl::Status& failure) {
   StopReporting();
   v1::FailTaskRequest request;
   *request.mutable_ref() = ref();
-  request.set_cause(cause);
-  request.set_message(ValidUtf8(message, kMaxFailureMessageBytes));
+  request.set_cause(FailureCauseOf(failure));
+  request.set_message(ValidUtf8(failure.message(), kMaxFailureMessageBytes));
+  if (const auto artifact_id = failure.GetPayload(kUnreadableArtifact); artifact_id.has_value())
+    request.set_unreadable_artifact_id(std::string(*artifact_id));
   const auto response = UnaryWithRetry<v1::FailTaskResponse>(
       "FailTask", RetryOptions{},
       [&](grpc::ClientContext* rpc, v1::FailTaskResponse* reply) { return tasks_->FailTask(rpc, request, reply); });

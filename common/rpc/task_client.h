@@ -61,6 +61,10 @@ void ExitIfFenced(const v1::TaskRef& ref, const absl::Status& status);
 // kResourceExhausted (disk or memory full). All else is infrastructure, and tried again.
 v1::FailureCause FailureCauseOf(const absl::Status& status);
 
+// Names the artifact that could not be read whole as the reason of `error`: the coordinator looks whether its copy is
+// damaged. WithContext keeps it.
+absl::Status WithUnreadableArtifact(absl::Status error, absl::string_view artifact_id);
+
 // One placement of one task. Thread-safe.
 class TaskContext {
  public:
@@ -100,7 +104,7 @@ class TaskContext {
   // Flushes losses, stops reporting, delivers the result. Call once, last; RunTask does it.
   absl::Status Complete(const v1::TaskResult& result);
   // Stops reporting, delivers the failure. Call once, last; RunTask does it.
-  absl::Status Fail(v1::FailureCause cause, absl::string_view message);
+  absl::Status Fail(const absl::Status& failure);
 
  private:
   TaskContext(TaskFlags flags, std::shared_ptr<grpc::Channel> channel);

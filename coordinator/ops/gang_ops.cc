@@ -132,7 +132,7 @@ absl::Status JoinGang(State* state, const v1::JoinGangRequest& request) {
   if (request.address().empty() || request.address().size() > kMaxAddressBytes) {
     return absl::InvalidArgumentError("address: must be the host:port where this rank listens");
   }
-  MarkRunning(state, job, task);
+  MarkHeard(state, job, task);
   GangEntry& gang = GangOf(state, *job);
   task->joined = true;
   if (std::exchange(task->grows, false)) {
@@ -195,8 +195,7 @@ absl::Time CheckGangs(State* state) {
     for (const std::string& task_id : hanging) {
       TaskEntry& task = job->tasks[task_id];
       if (!IsPlaced(task.record.state())) continue;
-      LosePlacement(state, job, &task, "hangs: made no step and did not join its gang while its peers waited for it",
-                    CountsForBudget(state, *job, task));
+      LosePlacement(state, job, &task, "hangs: made no step and did not join its gang while its peers waited for it");
     }
     const auto found = state->gangs().find(job_id);  // a spent budget ends the job, and its gang
     if (found == state->gangs().end()) continue;
@@ -205,15 +204,6 @@ absl::Time CheckGangs(State* state) {
     if (!found->second.joined.empty() && replacement > state->Now()) wake_at = std::min(wake_at, replacement);
   }
   return wake_at;
-}
-
-bool CountsForBudget(State* state, const JobEntry& job, const TaskEntry& task) {
-  if (!IsRank(task)) return true;
-  GangEntry& gang = GangOf(state, job);
-  const absl::Time now = state->Now();
-  if (now < gang.charged_at + state->options().one_failure_within) return false;
-  gang.charged_at = now;
-  return true;
 }
 
 }  // namespace retort

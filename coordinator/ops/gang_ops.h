@@ -31,8 +31,4 @@ absl::StatusOr<std::optional<v1::JoinGangResponse>> GangAnswer(State* state, con
 // call again.
 absl::Time CheckGangs(State* state);
 
-// Whether a failure of this task is charged to its stage's budget: of a gang's ranks that fail together only the first
-// is. Notes that it was.
-bool CountsForBudget(State* state, const JobEntry& job, const TaskEntry& task);
-
 }  // namespace retort

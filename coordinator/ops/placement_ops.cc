@@ -18,7 +18,8 @@ constexpr int kMaxSharedThreads = 64;
 WorkerView ViewOf(const WorkerEntry& worker) {
   WorkerView view;
   view.worker_id = worker.worker_id;
-  view.schedulable = worker.state == v1::WORKER_STATE_READY && !worker.draining;
+  const bool ends = worker.draining || worker.stopping;
+  view.schedulable = worker.state == v1::WORKER_STATE_READY && !ends;
   int cpu_used = 0;
   std::set<int> gpus_used;
   for (const auto& [key, placement] : worker.placements) {
@@ -33,14 +34,25 @@ WorkerView ViewOf(const WorkerEntry& worker) {
     if (gpus_used.count(gpu.index()) == 0) view.gpus_free.push_back(gpu.index());
   }
   // What drains is no room that a group could wait for.
-  view.cpu_slots_total = worker.draining ? 0 : worker.resources.cpu_slots();
-  view.gpus_total = worker.draining ? 0 : worker.resources.gpus_size();
+  view.cpu_slots_total = ends ? 0 : worker.resources.cpu_slots();
+  view.gpus_total = ends ? 0 : worker.resources.gpus_size();
   return view;
 }
 
-std::optional<GroupView> RunningGroupView(const State& state, const JobEntry& job) {
+TaskView ViewOf(const internal::TaskRecord& record) {
+  TaskView view;
+  view.task_id = record.task_id();
+  view.was_placed = record.epoch() != 0;
+  if (record.has_not_before()) view.not_before = FromProto(record.not_before());
+  if (record.failures_in_a_row() > 0) view.avoid_worker = record.worker_id();
+  return view;
+}
+
+// Adds what waits in the job's running group. Tasks with work of their own need nothing of each other: each is a group
+// by itself.
+void AddRunningGroup(const State& state, const JobEntry& job, std::vector<GroupView>* views) {
   const internal::StageRecord* stage = RunningStage(job);
-  if (stage == nullptr) return std::nullopt;
+  if (stage == nullptr) return;
   const TaskGroup group = RunningGroup(job, *stage);
   GroupView view;
   view.job_id = job.record.job_id();
@@ -48,38 +60,48 @@ std::optional<GroupView> RunningGroupView(const State& state, const JobEntry& jo
   view.sequence = job.record.sequence();
   view.kind = group.kind;
   view.device = group.device;
-  view.min = group.min;
+  std::vector<const internal::TaskRecord*> waiting;
   for (const auto& [task_id, task] : job.tasks) {
     const internal::TaskRecord& record = task.record;
     if (record.stage() != stage->stage() || record.group() != stage->group()) continue;
+    const bool on_gpu = record.gpu_indices_size() > 0;
     if (IsPlaced(record.state())) {
       ++view.placed;
-      view.placed_on_gpu = record.gpu_indices_size() > 0;
+      view.placed_on_gpu = on_gpu;
     } else if (record.state() == v1::TASK_STATE_SUCCEEDED) {
       // Work that is shared is done as soon as one has completed it.
       if (group.kind != GroupKind::kSeparate &&
           (group.kind == GroupKind::kReplicas || record.result().has_final_checkpoint())) {
-        return std::nullopt;
+        return;
       }
       ++view.finished;
     } else if (record.state() == v1::TASK_STATE_WAITING) {
-      TaskView waiting;
-      waiting.task_id = task_id;
-      waiting.was_placed = record.epoch() != 0;
-      if (record.has_not_before()) waiting.not_before = FromProto(record.not_before());
-      if (record.failures_in_a_row() > 0) waiting.avoid_worker = record.worker_id();
-      view.waiting.push_back(std::move(waiting));
+      waiting.push_back(&record);
     }
+    // What ran goes on where it ran, also when none of it is placed just now.
+    if (record.epoch() != 0 && !view.placed_on_gpu.has_value()) view.placed_on_gpu = on_gpu;
   }
-  if (view.waiting.empty()) return std::nullopt;
-  std::sort(view.waiting.begin(), view.waiting.end(), [&](const TaskView& a, const TaskView& b) {
-    return job.tasks.at(a.task_id).record.replica() < job.tasks.at(b.task_id).record.replica();
-  });
+  if (waiting.empty()) return;
+  std::sort(waiting.begin(), waiting.end(), [](const auto* a, const auto* b) { return a->replica() < b->replica(); });
+  if (group.kind == GroupKind::kSeparate) {
+    view.placed = view.finished = 0;
+    view.min = 1;
+    for (const internal::TaskRecord* record : waiting) {
+      if (!group.devices.empty()) view.device = group.devices[static_cast<size_t>(record->replica())];
+      view.placed_on_gpu.reset();
+      if (record->epoch() != 0) view.placed_on_gpu = record->gpu_indices_size() > 0;
+      view.waiting = {ViewOf(*record)};
+      views->push_back(view);
+    }
+    return;
+  }
+  view.min = group.min;
+  for (const internal::TaskRecord* record : waiting) view.waiting.push_back(ViewOf(*record));
   if (group.kind == GroupKind::kGang) {
     const auto gang = state.gangs().find(view.job_id);
     if (gang != state.gangs().end()) view.stable_since = gang->second.changed_at;
   }
-  return view;
+  views->push_back(std::move(view));
 }
 
 int ThreadsFor(const TaskGroup& group, const WorkerEntry& worker, const std::string& job_id, int planned_here) {
@@ -100,7 +122,7 @@ Snapshot TakeSnapshot(const State& state) {
   }
   for (const auto& [job_id, job] : state.jobs()) {
     if (HasEnded(job.record.state())) continue;
-    if (auto view = RunningGroupView(state, job)) snapshot.groups.push_back(std::move(*view));
+    AddRunningGroup(state, job, &snapshot.groups);
   }
   return snapshot;
 }
@@ -140,6 +162,7 @@ bool CommitPlan(State* state, const Plan& plan) {
     record.clear_not_before();
     RETORT_CHECK(record.epoch() > old_epoch);
     task->placed_at = state->Now();
+    task->listed_at = task->heard_at = absl::InfinitePast();
     task->joined = false;
     task->progress.Clear();
     task->wait_reason.clear();

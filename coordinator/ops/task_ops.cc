@@ -3,19 +3,24 @@
 #include <algorithm>
 #include <cmath>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "common/log.h"
 #include "common/status.h"
 #include "coordinator/ops/gang_ops.h"
 #include "coordinator/ops/job_ops.h"
 #include "coordinator/ops/results.h"
+#include "coordinator/ops/worker_ops.h"
 #include "coordinator/proto_time.h"
 #include "coordinator/transitions.h"
 
 namespace retort {
 namespace {
 
+constexpr char kCheckpointPrefix[] = "checkpoint-";
 constexpr size_t kMaxErrorBytes = 4000;
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(200);
 constexpr absl::Duration kMaxBackoff = absl::Seconds(10);
@@ -77,15 +82,54 @@ void ApplyRetention(const v1::JobSpec& spec, v1::JobResult* result) {
   if (limit <= 0) return;
   int checkpoints = 0;
   for (const v1::JobArtifact& artifact : result->artifacts())
-    checkpoints += artifact.name().rfind("checkpoint-", 0) == 0;
+    checkpoints += absl::StartsWith(artifact.name(), kCheckpointPrefix);
   for (int i = 0; i < result->artifacts_size() && checkpoints > limit;) {
-    if (result->artifacts(i).name().rfind("checkpoint-", 0) == 0) {
+    if (absl::StartsWith(result->artifacts(i).name(), kCheckpointPrefix)) {
       result->mutable_artifacts()->DeleteSubrange(i, 1);
       --checkpoints;
     } else {
       ++i;
     }
   }
+}
+
+// The job has lost its newest checkpoint: the one before is the newest now, and the losses after it will come again.
+void DropCheckpoint(State* state, JobEntry* job) {
+  const v1::Checkpoint lost = job->record.checkpoint();
+  job->record.clear_checkpoint();
+  auto& artifacts = *job->record.mutable_result()->mutable_artifacts();
+  for (int i = 0; i < artifacts.size();) {
+    absl::string_view step_text = artifacts[i].name();
+    int64_t step = 0;
+    if (!absl::ConsumePrefix(&step_text, kCheckpointPrefix) || !absl::SimpleAtoi(step_text, &step)) {
+      ++i;
+    } else if (artifacts[i].artifact_id() == lost.artifact_id()) {
+      artifacts.DeleteSubrange(i, 1);
+    } else {
+      if (!job->record.has_checkpoint() || step > job->record.checkpoint().step()) {
+        job->record.mutable_checkpoint()->set_step(step);
+        job->record.mutable_checkpoint()->set_artifact_id(artifacts[i].artifact_id());
+      }
+      ++i;
+    }
+  }
+  job->losses.erase(job->losses.upper_bound(job->record.checkpoint().step()), job->losses.end());
+  state->MarkLosses(job);
+  state->MarkJob(job);
+  spdlog::error("checkpoint_lost job_id={} step={} artifact_id={} goes_on_from_step={}", job->record.job_id(),
+                lost.step(), lost.artifact_id(), job->record.checkpoint().step());
+}
+
+// Notes what the task has done; true: that is more than ever before.
+bool MakesProgress(const JobEntry& job, internal::StageRecord* stage, TaskEntry* task, const v1::Progress& progress) {
+  // Generating tasks count traces that are stored, ranks optimizer steps.
+  const char* unit = stage->stage() == v1::STAGE_TRAIN ? "steps" : "traces";
+  if (progress.unit() != unit) return false;
+  const bool own_work = RunningGroup(job, *stage).kind == GroupKind::kSeparate;
+  const int64_t mark = own_work ? task->record.progress_mark() : stage->progress_mark();
+  if (progress.done() <= mark) return false;
+  own_work ? task->record.set_progress_mark(progress.done()) : stage->set_progress_mark(progress.done());
+  return true;
 }
 
 }  // namespace
@@ -96,7 +140,14 @@ absl::Duration RetryBackoff(int failures_in_a_row) {
 }
 
 void MarkRunning(State* state, JobEntry* job, TaskEntry* task) {
-  if (task->record.state() == v1::TASK_STATE_ASSIGNED) state->MoveTask(job, task, v1::TASK_STATE_RUNNING).IgnoreError();
+  if (task->record.state() != v1::TASK_STATE_ASSIGNED) return;
+  task->listed_at = state->Now();
+  state->MoveTask(job, task, v1::TASK_STATE_RUNNING).IgnoreError();
+}
+
+void MarkHeard(State* state, JobEntry* job, TaskEntry* task) {
+  task->heard_at = state->Now();
+  MarkRunning(state, job, task);
 }
 
 void WithdrawPlacement(State* state, JobEntry* job, TaskEntry* task, v1::TaskState to) {
@@ -106,7 +157,7 @@ void WithdrawPlacement(State* state, JobEntry* job, TaskEntry* task, v1::TaskSta
   state->MoveTask(job, task, to).IgnoreError();
 }
 
-void LosePlacement(State* state, JobEntry* job, TaskEntry* task, const std::string& error, bool counts) {
+void LosePlacement(State* state, JobEntry* job, TaskEntry* task, const std::string& error, Blame blame) {
   internal::TaskRecord& record = task->record;
   if (!IsPlaced(record.state())) return;
   const absl::Time now = state->Now();
@@ -121,7 +172,8 @@ void LosePlacement(State* state, JobEntry* job, TaskEntry* task, const std::stri
   stage->add_recent_errors(absl::StrCat(record.task_id(), ": ", record.last_error()));
   if (stage->recent_errors_size() > kRecentErrorsKept) stage->mutable_recent_errors()->DeleteSubrange(0, 1);
   state->MarkJob(job);
-  if (counts) {
+  if (blame == Blame::kJob && now >= job->charged_at + state->options().one_failure_within) {
+    job->charged_at = now;
     if (stage->failures_left() <= 0) {
       FailJob(state, job,
               absl::StrCat(
@@ -155,7 +207,8 @@ absl::Status CompleteTask(State* state, const v1::TaskRef& ref, const v1::TaskRe
   return absl::OkStatus();
 }
 
-absl::Status FailTask(State* state, const v1::TaskRef& ref, v1::FailureCause cause, const std::string& message) {
+absl::Status FailTask(State* state, const v1::TaskRef& ref, v1::FailureCause cause, const std::string& message,
+                      const std::string& damaged_artifact_id) {
   if (cause == v1::FAILURE_CAUSE_UNSPECIFIED) return absl::InvalidArgumentError("cause: must be given");
   JobEntry* job = nullptr;
   TaskEntry* task = state->FindTask(ref.task_id(), &job);
@@ -163,7 +216,13 @@ absl::Status FailTask(State* state, const v1::TaskRef& ref, v1::FailureCause cau
   RETURN_IF_ERROR(state->CheckFence(ref, &job, &task));
   task->record.set_failed_epoch(ref.epoch());
   if (cause == v1::FAILURE_CAUSE_INFRASTRUCTURE) {
-    LosePlacement(state, job, task, message, CountsForBudget(state, *job, *task));
+    // What the store has lost is no fault of the worker.
+    if (damaged_artifact_id.empty()) NoteFailure(state, task->record.worker_id());
+    if (task->record.stage() == v1::STAGE_TRAIN && !damaged_artifact_id.empty() &&
+        job->record.checkpoint().artifact_id() == damaged_artifact_id) {
+      DropCheckpoint(state, job);
+    }
+    LosePlacement(state, job, task, message);
     return absl::OkStatus();
   }
   task->record.set_last_error(Bounded(message));
@@ -180,18 +239,24 @@ absl::Status RegisterCheckpoint(State* state, const v1::TaskRef& ref, const v1::
   if (task->record.stage() != v1::STAGE_TRAIN) {
     return absl::InvalidArgumentError(absl::StrCat(ref.task_id(), " is no training task: it has no checkpoints"));
   }
+  MarkHeard(state, job, task);
   if (job->record.has_checkpoint() && checkpoint.step() <= job->record.checkpoint().step()) return absl::OkStatus();
   TakeLosses(state, job, checkpoint);
   *job->record.mutable_checkpoint() = checkpoint;
   job->record.mutable_checkpoint()->clear_losses();
   v1::JobArtifact artifact;
-  artifact.set_name(absl::StrCat("checkpoint-", checkpoint.step()));
+  artifact.set_name(absl::StrCat(kCheckpointPrefix, checkpoint.step()));
   artifact.set_artifact_id(checkpoint.artifact_id());
   artifact.set_stage(v1::STAGE_TRAIN);
   artifact.set_size_bytes(size_bytes);
   PutArtifact(job->record.mutable_result(), artifact);
   ApplyRetention(*job->spec, job->record.mutable_result());
-  RefillBudget(state, job);
+  internal::StageRecord* stage = RunningStage(job);
+  if (stage != nullptr && checkpoint.step() > stage->checkpoint_mark()) {
+    stage->set_checkpoint_mark(checkpoint.step());
+    stage->set_progress_mark(std::max(stage->progress_mark(), checkpoint.step()));
+    RefillBudget(state, job);
+  }
   state->MarkJob(job);
   spdlog::info("checkpoint_registered job_id={} step={} artifact_id={}", job->record.job_id(), checkpoint.step(),
                checkpoint.artifact_id());
@@ -202,24 +267,24 @@ absl::StatusOr<uint64_t> ReportProgress(State* state, const v1::ReportProgressRe
   JobEntry* job = nullptr;
   TaskEntry* task = nullptr;
   RETURN_IF_ERROR(state->CheckFence(request.ref(), &job, &task));
-  MarkRunning(state, job, task);
+  MarkHeard(state, job, task);
   const v1::Progress& progress = request.progress();
   if (progress.done() != task->progress.done() || progress.message() != task->progress.message())
     task->moved_at = state->Now();
   task->progress = progress;
   state->Touch(job);
-  if (task->record.stage() == v1::STAGE_TRAIN) {
-    for (const v1::LossPoint& point : request.new_losses()) job->losses[point.step()] = point;
-    const auto gang = state->gangs().find(job->record.job_id());
-    return gang == state->gangs().end() ? 0 : gang->second.wanted_generation;
-  }
   internal::StageRecord* stage = RunningStage(job);
-  // Generating tasks count traces that are stored.
-  if (stage != nullptr && progress.unit() == "traces" && progress.done() > stage->progress_mark()) {
-    stage->set_progress_mark(progress.done());
-    if (stage->failures_left() != job->spec->max_infrastructure_failures()) RefillBudget(state, job);
+  if (stage != nullptr && MakesProgress(*job, stage, task, progress)) {
+    // The mark is written when the budget changes: what a restart forgets of it, a full budget does not miss.
+    if (stage->failures_left() != job->spec->max_infrastructure_failures() || task->record.failures_in_a_row() > 0) {
+      RefillBudget(state, job);
+      state->MarkTask(job, *task);
+    }
   }
-  return 0;
+  if (task->record.stage() != v1::STAGE_TRAIN) return 0;
+  for (const v1::LossPoint& point : request.new_losses()) job->losses[point.step()] = point;
+  const auto gang = state->gangs().find(job->record.job_id());
+  return gang == state->gangs().end() ? 0 : gang->second.wanted_generation;
 }
 
 absl::StatusOr<v1::GetTaskResponse> GetTask(State* state, const v1::TaskRef& ref) {
@@ -233,7 +298,7 @@ absl::StatusOr<v1::GetTaskResponse> GetTask(State* state, const v1::TaskRef& ref
       if (step <= checkpoint.step()) *checkpoint.add_losses() = point;
     }
   }
-  MarkRunning(state, job, task);
+  MarkHeard(state, job, task);
   return response;
 }
 

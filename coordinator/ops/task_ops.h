@@ -9,16 +9,23 @@
 
 namespace retort {
 
-// The placement has a process: its worker or itself said so.
+// The placement has a process: its worker says so.
 void MarkRunning(State* state, JobEntry* job, TaskEntry* task);
+
+// The placement's process itself has said something.
+void MarkHeard(State* state, JobEntry* job, TaskEntry* task);
 
 // Ends the placement by the coordinator's will; its worker kills the process. `to` is where the task goes.
 void WithdrawPlacement(State* state, JobEntry* job, TaskEntry* task, v1::TaskState to);
 
+enum class Blame {
+  kJob,     // charged to the stage's budget, once for all failures within one_failure_within: one event caused them
+  kNobody,  // its worker ended it for reasons of its own
+};
+
 // The placement is over through a failure of process, machine or network. The task waits to be placed again, or, with
-// the stage's budget spent, the job fails. `counts` false: the budget is not charged (another failure was, for the same
-// event).
-void LosePlacement(State* state, JobEntry* job, TaskEntry* task, const std::string& error, bool counts);
+// the stage's budget spent, the job fails.
+void LosePlacement(State* state, JobEntry* job, TaskEntry* task, const std::string& error, Blame blame = Blame::kJob);
 
 // How long a task waits after its n-th failure in a row: the first retry is immediate.
 absl::Duration RetryBackoff(int failures_in_a_row);
@@ -27,8 +34,11 @@ absl::Duration RetryBackoff(int failures_in_a_row);
 // yield).
 absl::Status CompleteTask(State* state, const v1::TaskRef& ref, const v1::TaskResult& result);
 
-// Replays are harmless. Errors: kFailedPrecondition (fenced), kInvalidArgument (no cause).
-absl::Status FailTask(State* state, const v1::TaskRef& ref, v1::FailureCause cause, const std::string& message);
+// Replays are harmless. `damaged_artifact_id`: a folder that the task needed and the artifact store has lost; where it
+// is the newest checkpoint, the job goes on from the one before. Errors: kFailedPrecondition (fenced), kInvalidArgument
+// (no cause).
+absl::Status FailTask(State* state, const v1::TaskRef& ref, v1::FailureCause cause, const std::string& message,
+                      const std::string& damaged_artifact_id);
 
 // Errors: kFailedPrecondition (fenced), kInvalidArgument (not a training task, or a loss without a step).
 absl::Status RegisterCheckpoint(State* state, const v1::TaskRef& ref, const v1::Checkpoint& checkpoint,

@@ -4,11 +4,11 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/status.h"
-#include "coordinator/ops/gang_ops.h"
 #include "coordinator/ops/job_ops.h"
 #include "coordinator/ops/task_ops.h"
 #include "coordinator/transitions.h"
@@ -66,43 +66,18 @@ void FreeSlot(State* state, WorkerEntry* worker, const Key& key) {
   }
 }
 
-void Lose(State* state, const Key& key, const std::string& error) {
+void Lose(State* state, const Key& key, const std::string& error, Blame blame = Blame::kJob) {
   JobEntry* job = nullptr;
   TaskEntry* task = CurrentTask(state, key, &job);
   if (task == nullptr || !IsPlaced(task->record.state())) return;
-  LosePlacement(state, job, task, error, CountsForBudget(state, *job, *task));
+  LosePlacement(state, job, task, error, blame);
 }
 
-// One event took all these placements: it is charged once to each stage.
-void LoseTogether(State* state, WorkerEntry* worker, const std::vector<Key>& keys, const std::string& error) {
-  std::set<std::string> charged;
+void LoseAll(State* state, WorkerEntry* worker, const std::vector<Key>& keys, const std::string& error) {
   for (const Key& key : keys) {
-    JobEntry* job = nullptr;
-    TaskEntry* task = CurrentTask(state, key, &job);
-    if (task != nullptr && IsPlaced(task->record.state())) {
-      const bool first = charged.insert(job->record.job_id()).second;
-      LosePlacement(state, job, task, error, first && CountsForBudget(state, *job, *task));
-    }
+    Lose(state, key, error);
     FreeSlot(state, worker, key);
   }
-}
-
-// A daemon that keeps failing tasks gets no new ones, unless it is the last.
-void NoteFailure(State* state, WorkerEntry* worker) {
-  const absl::Time now = state->Now();
-  worker->failures.push_back(now);
-  while (!worker->failures.empty() && worker->failures.front() + kFailureWindow < now) worker->failures.pop_front();
-  if (worker->draining || worker->failures.size() < kFailuresToDrain) return;
-  bool others_do_better = false;
-  for (const auto& [id, other] : state->workers()) {
-    if (&other == worker || other.draining || other.state != v1::WORKER_STATE_READY) continue;
-    if (2 * other.failures.size() > worker->failures.size()) return;  // the fault is not this worker's alone
-    others_do_better = true;
-  }
-  if (!others_do_better) return;
-  worker->draining = true;
-  state->TouchSchedule();
-  spdlog::warn("worker_draining worker_id={} failures={} window=10m", worker->worker_id, worker->failures.size());
 }
 
 // What runs there but was given up meanwhile holds its slot until the daemon has killed it.
@@ -143,13 +118,27 @@ void SetState(State* state, WorkerEntry* worker, v1::WorkerState to) {
   }
 }
 
-// Gives up placements whose process is not there, or not any more. Returns when one could be next.
+void NoteStopping(State* state, WorkerEntry* worker) {
+  if (std::exchange(worker->stopping, true)) return;
+  state->TouchSchedule();
+  spdlog::info("worker_stopping worker_id={}", worker->worker_id);
+}
+
+// When a process that its worker lists is taken to hang as a whole. (A rank whose process speaks but that does not step
+// is its gang's to notice.)
+absl::Time SilentAt(const CoordinatorOptions& options, const TaskEntry& task) {
+  if (task.heard_at == absl::InfinitePast()) return task.listed_at + options.first_word_timeout;
+  return task.heard_at + options.silent_task_after;
+}
+
+// Gives up placements whose process is not there, not there any more, or silent. Returns when one could be next.
 absl::Time CheckPlacements(State* state, WorkerEntry* worker) {
   const CoordinatorOptions& options = state->options();
   const absl::Time now = state->Now();
   absl::Time wake_at = absl::InfiniteFuture();
   std::vector<Key> gone;
   std::vector<Key> expired;
+  std::vector<Key> silent;
   for (auto& [key, placement] : worker->placements) {
     JobEntry* job = nullptr;
     TaskEntry* task = CurrentTask(state, key, &job);
@@ -163,7 +152,17 @@ absl::Time CheckPlacements(State* state, WorkerEntry* worker) {
         wake_at = std::min(wake_at, until);
       }
     }
-    if (placement.missing_since == absl::InfiniteFuture()) continue;
+    if (placement.missing_since == absl::InfiniteFuture()) {
+      if (worker->state != v1::WORKER_STATE_READY || placement.withdrawn) continue;
+      if (task == nullptr || task->record.state() != v1::TASK_STATE_RUNNING) continue;
+      const absl::Time silent_at = SilentAt(options, *task);
+      if (silent_at <= now) {
+        silent.push_back(key);
+      } else {
+        wake_at = std::min(wake_at, silent_at);
+      }
+      continue;
+    }
     absl::Duration patience = options.missing_after;
     absl::Time since = placement.missing_since;
     if (placement.withdrawn) {
@@ -185,10 +184,41 @@ absl::Time CheckPlacements(State* state, WorkerEntry* worker) {
     Lose(state, key, absl::StrCat("worker ", worker->worker_id, " does not run it (any more)"));
     FreeSlot(state, worker, key);
   }
+  for (const Key& key : silent) {
+    JobEntry* job = nullptr;
+    const TaskEntry* task = CurrentTask(state, key, &job);
+    const absl::Duration silence = now - std::max(task->listed_at, task->heard_at);
+    // Its slot is free when its worker has killed it.
+    Lose(state, key, absl::StrCat("its process has not answered for ", absl::ToInt64Seconds(silence), "s"));
+    NoteFailure(state, worker->worker_id);
+  }
   return wake_at;
 }
 
 }  // namespace
+
+void NoteFailure(State* state, const std::string& worker_id) {
+  WorkerEntry* worker = state->FindWorker(worker_id);
+  if (worker == nullptr) return;
+  const absl::Time now = state->Now();
+  worker->failures.push_back(now);
+  while (!worker->failures.empty() && worker->failures.front() + kFailureWindow < now) worker->failures.pop_front();
+  if (worker->draining || worker->failures.size() < kFailuresToDrain) return;
+  bool cpus_elsewhere = worker->resources.cpu_slots() == 0;
+  bool gpus_elsewhere = worker->resources.gpus_size() == 0;
+  bool others_do_better = false;
+  for (const auto& [id, other] : state->workers()) {
+    if (&other == worker || other.draining || other.stopping || other.state != v1::WORKER_STATE_READY) continue;
+    if (2 * other.failures.size() > worker->failures.size()) return;  // the fault is not this worker's alone
+    others_do_better = true;
+    cpus_elsewhere = cpus_elsewhere || other.resources.cpu_slots() > 0;
+    gpus_elsewhere = gpus_elsewhere || other.resources.gpus_size() > 0;
+  }
+  if (!others_do_better || !cpus_elsewhere || !gpus_elsewhere) return;
+  worker->draining = true;
+  state->TouchSchedule();
+  spdlog::warn("worker_draining worker_id={} failures={} window=10m", worker->worker_id, worker->failures.size());
+}
 
 absl::StatusOr<WorkerEntry*> CurrentWorker(State* state, const std::string& worker_id,
                                            const std::string& incarnation_id) {
@@ -215,6 +245,7 @@ absl::Status RegisterWorker(State* state, const v1::RegisterWorkerRequest& reque
         absl::StrCat("another daemon has registered as worker ", request.worker_id(), "; this one must stop"));
   }
   const absl::Time now = state->Now();
+  if (worker.incarnation_id != request.incarnation_id()) worker.stopping = false;
   if (!worker.incarnation_id.empty() && worker.incarnation_id != request.incarnation_id()) {
     worker.retired_incarnations.push_back(worker.incarnation_id);
     if (worker.retired_incarnations.size() > kRetiredIncarnationsKept) worker.retired_incarnations.pop_front();
@@ -225,6 +256,7 @@ absl::Status RegisterWorker(State* state, const v1::RegisterWorkerRequest& reque
   worker.resources = request.resources();
   worker.last_heartbeat = now;
   SetState(state, &worker, v1::WORKER_STATE_READY);
+  if (request.stopping()) NoteStopping(state, &worker);
 
   const std::set<Key> running = KeysOf(request.running());
   std::vector<Key> dead;
@@ -236,7 +268,7 @@ absl::Status RegisterWorker(State* state, const v1::RegisterWorkerRequest& reque
     if (placement.withdrawn || task == nullptr || task->record.worker_incarnation() != request.incarnation_id())
       dead.push_back(key);
   }
-  LoseTogether(state, &worker, dead, absl::StrCat("worker ", request.worker_id(), " was restarted"));
+  LoseAll(state, &worker, dead, absl::StrCat("worker ", request.worker_id(), " was restarted"));
   AddFenced(state, &worker, running);
   TakeRunning(state, &worker, running);
   state->TouchAssignments(&worker);
@@ -253,6 +285,7 @@ absl::Status Heartbeat(State* state, const v1::HeartbeatRequest& request) {
   if (worker->state == v1::WORKER_STATE_LOST) AddFenced(state, worker, running);
   worker->last_heartbeat = state->Now();
   SetState(state, worker, v1::WORKER_STATE_READY);
+  if (request.stopping()) NoteStopping(state, worker);
   TakeRunning(state, worker, running);
   return absl::OkStatus();
 }
@@ -268,8 +301,9 @@ absl::Status ReportTaskExit(State* state, const v1::ReportTaskExitRequest& reque
   JobEntry* job = nullptr;
   const TaskEntry* task = CurrentTask(state, key, &job);
   if (expected || task == nullptr || !IsPlaced(task->record.state())) return absl::OkStatus();
-  Lose(state, key, DescribeExit(exit));
-  if (!exit.killed_by_worker()) NoteFailure(state, worker);
+  // A worker that lost its lease or was told to stop ended it. (One that exceeded a limit was not killed for that.)
+  Lose(state, key, DescribeExit(exit), exit.killed_by_worker() ? Blame::kNobody : Blame::kJob);
+  if (!exit.killed_by_worker()) NoteFailure(state, worker->worker_id);
   return absl::OkStatus();
 }
 
@@ -306,9 +340,8 @@ absl::Time CheckWorkers(State* state) {
         SetState(state, &worker, v1::WORKER_STATE_LOST);
         std::vector<Key> keys;
         for (const auto& [key, placement] : worker.placements) keys.push_back(key);
-        LoseTogether(
-            state, &worker, keys,
-            absl::StrCat("worker ", worker_id, " has been silent for ", absl::FormatDuration(options.lost_after)));
+        LoseAll(state, &worker, keys,
+                absl::StrCat("worker ", worker_id, " has been silent for ", absl::FormatDuration(options.lost_after)));
       }
       if (silence > kFailureWindow) forgotten.push_back(worker_id);
       continue;
@@ -328,6 +361,12 @@ absl::Time CheckWorkers(State* state) {
 void ForgiveSilence(State* state) {
   for (auto& [worker_id, worker] : state->workers()) {
     if (worker.state != v1::WORKER_STATE_LOST) worker.last_heartbeat = state->Now();
+  }
+  for (auto& [job_id, job] : state->jobs()) {
+    if (HasEnded(job.record.state())) continue;
+    for (auto& [task_id, task] : job.tasks) {
+      if (IsPlaced(task.record.state())) task.heard_at = state->Now();
+    }
   }
 }
 

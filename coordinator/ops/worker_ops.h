@@ -20,6 +20,10 @@ absl::Status Heartbeat(State* state, const v1::HeartbeatRequest& request);
 // Replays, and reports about placements that are over, are harmless. Errors: kNotFound, kAborted.
 absl::Status ReportTaskExit(State* state, const v1::ReportTaskExitRequest& request);
 
+// A task failed on that worker. One that keeps failing them gets no new ones for a while, unless nobody else offers
+// what it does.
+void NoteFailure(State* state, const std::string& worker_id);
+
 // kNotFound or kAborted when the daemon has to register again or has been replaced.
 absl::StatusOr<WorkerEntry*> CurrentWorker(State* state, const std::string& worker_id,
                                            const std::string& incarnation_id);
@@ -27,11 +31,11 @@ absl::StatusOr<WorkerEntry*> CurrentWorker(State* state, const std::string& work
 // What the worker should run.
 v1::WatchAssignmentsResponse AssignmentsOf(const WorkerEntry& worker);
 
-// Ages workers by their silence, fences the tasks of lost ones, and gives up placements that never showed a process or
-// lost it unseen. Returns when to call again.
+// Ages workers by their silence, fences the tasks of lost ones, and gives up placements that never showed a process,
+// lost it unseen, or whose process says nothing any more. Returns when to call again.
 absl::Time CheckWorkers(State* state);
 
-// All workers have been heard now: for a coordinator that was itself not running for a while.
+// All workers and tasks have been heard now: for a coordinator that was itself not running for a while.
 void ForgiveSilence(State* state);
 
 // What a task's exit says, e.g. "killed by signal 9 (KILL)".

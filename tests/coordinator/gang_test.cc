@@ -212,6 +212,18 @@ TEST_F(GangTest, AHangingRankIsReplaced) {
   EXPECT_THAT(cluster_.Job(job_id_).stages(0).tasks(1).last_error(), HasSubstr("did not join"));
 }
 
+TEST_F(GangTest, ARankWhoseWholeProcessHangsIsReplacedToo) {
+  StartJob(2, 2, 4);
+  const uint64_t first = FormWith({0, 1}, 0);
+  const v1::TaskRef hanging = cluster_.RunningRef(Rank(1));
+  cluster_.Hang(Rank(1));
+  cluster_.Advance(absl::Seconds(30));
+  Join(0, 3, first).IgnoreError();  // its exchange has timed out
+  cluster_.Advance(absl::Seconds(31));
+  EXPECT_EQ(cluster_.core().Check(hanging).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(cluster_.Job(job_id_).stages(0).tasks(1).last_error(), HasSubstr("has not answered for 60s"));
+}
+
 TEST_F(GangTest, ARankThatStillStepsDoesNotHang) {
   StartJob(2, 2, 4);
   const uint64_t first = FormWith({0, 1}, 0);
@@ -378,6 +390,71 @@ TEST_F(CheckpointTest, ProgressRefillsTheBudget) {
     cluster_.Advance(absl::Seconds(2));
   }
   EXPECT_EQ(cluster_.Job(job_id_).state(), v1::JOB_STATE_RUNNING);
+}
+
+TEST_F(CheckpointTest, StepsRefillTheBudgetButOnlyNewOnes) {
+  StartJob(1, 1, 2);  // tolerates 3 failures
+  for (int64_t step = 1; step <= 8; ++step) {
+    WantedGeneration(0, step);
+    cluster_.Exit(Rank(0), 0, 9);
+    cluster_.Advance(absl::Seconds(2));
+  }
+  EXPECT_EQ(cluster_.Job(job_id_).state(), v1::JOB_STATE_RUNNING);
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_EQ(cluster_.Job(job_id_).state(), v1::JOB_STATE_RUNNING) << i;
+    WantedGeneration(0, 3);
+    WantedGeneration(0, 8);
+    cluster_.Exit(Rank(0), 0, 9);
+    cluster_.Restart();
+    cluster_.Advance(absl::Seconds(11));
+  }
+  EXPECT_EQ(cluster_.Job(job_id_).state(), v1::JOB_STATE_FAILED);
+  EXPECT_THAT(cluster_.Job(job_id_).message(), HasSubstr("without progress"));
+}
+
+TEST_F(CheckpointTest, ADamagedOneGivesWayToTheOneBefore) {
+  StartJob(1, 1, 2);
+  for (const int64_t step : {2, 4, 6}) {
+    ASSERT_TRUE(cluster_.core().RegisterCheckpoint(cluster_.RunningRef(Rank(0)), CheckpointAt(step, 1), 1).ok());
+  }
+  const auto fail = [&](int64_t step) {
+    const v1::TaskRef ref = cluster_.RunningRef(Rank(0));
+    ASSERT_TRUE(cluster_.core()
+                    .FailTask(ref, v1::FAILURE_CAUSE_INFRASTRUCTURE, "hash", CheckpointAt(step, 1).artifact_id())
+                    .ok());
+    cluster_.Restart();
+    cluster_.Advance(absl::Seconds(11));
+  };
+  fail(6);
+  fail(6);  // another rank says the same: nothing more is lost
+  auto task = cluster_.core().GetTask(cluster_.RunningRef(Rank(0)));
+  ASSERT_TRUE(task.ok());
+  EXPECT_EQ(task->train().resume_from().step(), 4);
+  EXPECT_EQ(task->train().resume_from().artifact_id(), CheckpointAt(4, 1).artifact_id());
+  EXPECT_EQ(task->train().resume_from().losses_size(), 4);
+  EXPECT_EQ(cluster_.Job(job_id_).result().artifacts_size(), 2);
+  EXPECT_EQ(cluster_.Job(job_id_).result().losses_size(), 4);
+  ASSERT_TRUE(cluster_.core().RegisterCheckpoint(cluster_.RunningRef(Rank(0)), CheckpointAt(6, 1), 1).ok());
+  EXPECT_EQ(cluster_.core().GetTask(cluster_.RunningRef(Rank(0)))->train().resume_from().step(), 6);
+  fail(6);
+  EXPECT_EQ(cluster_.Job(job_id_).state(), v1::JOB_STATE_RUNNING);
+  fail(4);
+  EXPECT_EQ(cluster_.Job(job_id_).state(), v1::JOB_STATE_FAILED)
+      << "a checkpoint that is made again is no progress: the budget of 3 is spent";
+}
+
+TEST_F(CheckpointTest, WithNoneLeftTheTrainingBeginsAnew) {
+  StartJob(1, 1, 2);
+  ASSERT_TRUE(cluster_.core().RegisterCheckpoint(cluster_.RunningRef(Rank(0)), CheckpointAt(4, 1), 1).ok());
+  ASSERT_TRUE(cluster_.core()
+                  .FailTask(cluster_.RunningRef(Rank(0)), v1::FAILURE_CAUSE_INFRASTRUCTURE, "hash",
+                            CheckpointAt(4, 1).artifact_id())
+                  .ok());
+  cluster_.Settle();
+  const auto task = cluster_.core().GetTask(cluster_.RunningRef(Rank(0)));
+  ASSERT_TRUE(task.ok());
+  EXPECT_FALSE(task->train().has_resume_from());
+  EXPECT_EQ(cluster_.Job(job_id_).result().losses_size(), 0);
 }
 
 TEST_F(CheckpointTest, OldCheckpointsLeaveTheListAtTheLimit) {

@@ -203,12 +203,34 @@ void Harness::Register(const std::string& worker_id) {
   ASSERT_TRUE(core_->RegisterWorker(request).ok());
 }
 
-void Harness::Heartbeat(const std::string& worker_id) {
+void Harness::StopWorker(const std::string& worker_id) {
+  Heartbeat(worker_id, true);
+  KillTasksOf(worker_id);
+  Silence(worker_id);
+  Settle();
+}
+
+void Harness::KillTasksOf(const std::string& worker_id) {
+  FakeWorker& worker = workers_.at(worker_id);
+  v1::ReportTaskExitRequest exit;
+  exit.set_worker_id(worker_id);
+  exit.set_incarnation_id(worker.incarnation);
+  exit.mutable_exit()->set_signal(9);
+  exit.mutable_exit()->set_killed_by_worker(true);
+  for (const auto& [key, assignment] : std::exchange(worker.running, {})) {
+    *exit.mutable_exit()->mutable_ref() = assignment.ref();
+    EXPECT_TRUE(core_->ReportTaskExit(exit).ok());
+    core_->RunDuties();  // places it again at once, where it can
+  }
+}
+
+void Harness::Heartbeat(const std::string& worker_id, bool stopping) {
   const FakeWorker& worker = workers_.at(worker_id);
   v1::HeartbeatRequest request;
   request.set_worker_id(worker_id);
   request.set_incarnation_id(worker.incarnation);
   for (const auto& [key, assignment] : worker.running) *request.add_running()->mutable_ref() = assignment.ref();
+  request.set_stopping(stopping);
   const absl::Status status = core_->Heartbeat(request);
   if (absl::IsNotFound(status)) {
     Register(worker_id);
@@ -266,7 +288,11 @@ void Harness::Advance(absl::Duration by) {
   for (absl::Duration passed; passed < by; passed += kStep) {
     clock_.Advance(std::min(kStep, by - passed));
     for (const auto& [worker_id, worker] : workers_) {
-      if (!worker.silent) Heartbeat(worker_id);
+      if (worker.silent) continue;
+      Heartbeat(worker_id);
+      for (const auto& [key, assignment] : worker.running) {
+        if (hanging_.count(key.first) == 0) core_->GetTask(assignment.ref()).IgnoreError();
+      }
     }
     Settle();
   }
@@ -345,6 +371,13 @@ std::string Harness::WorkerOf(const std::string& task_id) {
   std::string worker_id;
   Holder(task_id, &ref, &worker_id);
   return worker_id;
+}
+
+int Harness::GpusOf(const std::string& task_id) {
+  v1::TaskRef ref;
+  std::string worker_id;
+  FakeWorker* worker = Holder(task_id, &ref, &worker_id);
+  return worker == nullptr ? 0 : worker->running.at({task_id, ref.epoch()}).gpu_indices_size();
 }
 
 void Harness::Complete(const v1::TaskRef& ref) {

@@ -49,7 +49,13 @@ class Harness {
   // Workers take their assignments: they start what is new, and end and report what was withdrawn. Duties run until
   // nothing changes.
   void Settle();
-  // Time passes in small steps, with heartbeats and duties.
+  // The daemon was told to stop: it says so, ends its tasks, tells that too, and is gone.
+  void StopWorker(const std::string& worker_id);
+  // The worker itself kills all that it runs, as when its lease is over, and reports it.
+  void KillTasksOf(const std::string& worker_id);
+  // The task's process goes on to be there and says nothing any more.
+  void Hang(const std::string& task_id) { hanging_.insert(task_id); }
+  // Time passes in small steps, with heartbeats, signs of life of the tasks, and duties.
   void Advance(absl::Duration by);
 
   std::string Submit(const v1::JobSpec& spec, const std::string& request_id = "");
@@ -62,6 +68,7 @@ class Harness {
   std::vector<v1::TaskRef> Running(const std::string& job_id);
   v1::TaskRef RunningRef(const std::string& task_id);
   std::string WorkerOf(const std::string& task_id);
+  int GpusOf(const std::string& task_id);
   // The task completes as it should and its process exits.
   void Complete(const v1::TaskRef& ref);
   // All running tasks complete, until the job waits for something else or has ended. `after_each` runs after each
@@ -79,7 +86,7 @@ class Harness {
   };
   void Open();
   void Register(const std::string& worker_id);
-  void Heartbeat(const std::string& worker_id);
+  void Heartbeat(const std::string& worker_id, bool stopping = false);
   bool Sync(const std::string& worker_id);
   FakeWorker* Holder(const std::string& task_id, v1::TaskRef* ref, std::string* worker_id);
 
@@ -91,6 +98,7 @@ class Harness {
   std::map<std::string, FakeWorker> workers_;
   std::vector<PlacementKey> released_;
   absl::StatusOr<v1::SampleSetInfo> sample_set_ = absl::NotFoundError("no such set");
+  std::set<std::string> hanging_;  // task ids
   int next_request_ = 0;
 };
 

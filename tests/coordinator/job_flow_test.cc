@@ -12,6 +12,14 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
+void ReportTraces(Harness* cluster, const std::string& task_id, int64_t done) {
+  v1::ReportProgressRequest progress;
+  *progress.mutable_ref() = cluster->RunningRef(task_id);
+  progress.mutable_progress()->set_unit("traces");
+  progress.mutable_progress()->set_done(done);
+  ASSERT_TRUE(cluster->core().ReportProgress(progress).ok());
+}
+
 TEST(JobFlow, EveryStageToTheEnd) {
   Harness cluster;
   cluster.StartWorker("w", 4);
@@ -81,6 +89,17 @@ TEST(JobFlow, RunningTasksKeepTheirPlacementOverARestart) {
   ASSERT_THAT(after, SizeIs(2));
   EXPECT_EQ(after[0].epoch(), before[0].epoch());
   EXPECT_EQ(cluster.Job(job_id).stages(0).tasks(0).failures(), 0);
+}
+
+TEST(JobFlow, AnEndedJobIsToldToItsWatchersAfterARestart) {
+  Harness cluster;
+  cluster.StartWorker("w", 4);
+  const std::string job_id = cluster.Submit(TrainSpec(1, 1));
+  cluster.RunToEnd(job_id);
+  cluster.Restart();
+  const auto view = cluster.core().WaitJob(job_id, 0, absl::ZeroDuration(), [] { return false; });
+  ASSERT_TRUE(view.ok()) << view.status();
+  EXPECT_EQ(view->job.state(), v1::JOB_STATE_SUCCEEDED);
 }
 
 TEST(JobFlow, NoLeaseExpiresUntilAFullTermAfterARestart) {
@@ -200,15 +219,52 @@ TEST(JobFlow, StoredTracesRefillTheBudget) {
   cluster.StartWorker("w", 1);
   const std::string job_id = cluster.Submit(GenerateSpec(1, 1));
   for (int i = 0; i < 8; ++i) {
-    v1::ReportProgressRequest progress;
-    *progress.mutable_ref() = cluster.RunningRef(job_id + ".generate.0.0");
-    progress.mutable_progress()->set_unit("traces");
-    progress.mutable_progress()->set_done(i + 1);
-    ASSERT_TRUE(cluster.core().ReportProgress(progress).ok());
+    ReportTraces(&cluster, job_id + ".generate.0.0", i + 1);
     cluster.Exit(job_id + ".generate.0.0", 0, 9);
     EXPECT_THAT(cluster.Running(job_id), SizeIs(1)) << "each is the first failure since progress";
   }
   EXPECT_EQ(cluster.Job(job_id).state(), v1::JOB_STATE_RUNNING);
+}
+
+TEST(JobFlow, EveryReplicasTracesRefillTheBudget) {
+  Harness cluster;
+  cluster.StartWorker("w", 2);
+  const std::string job_id = cluster.Submit(GenerateSpec(1, 2));
+  for (int i = 0; i < 8; ++i) {
+    ReportTraces(&cluster, job_id + ".generate.0.1", i + 1);
+    cluster.Exit(job_id + ".generate.0.1", 0, 9);
+    cluster.Advance(absl::Seconds(2));
+  }
+  EXPECT_EQ(cluster.Job(job_id).state(), v1::JOB_STATE_RUNNING);
+  // What the other replica says is the same set's: no more than is known.
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_EQ(cluster.Job(job_id).state(), v1::JOB_STATE_RUNNING) << i;
+    ReportTraces(&cluster, job_id + ".generate.0.0", 8);
+    cluster.Exit(job_id + ".generate.0.1", 0, 9);
+    cluster.Advance(absl::Seconds(11));
+  }
+  EXPECT_EQ(cluster.Job(job_id).state(), v1::JOB_STATE_FAILED);
+}
+
+TEST(JobFlow, EvaluatedModelsMakeProgressEachByItself) {
+  Harness cluster;
+  cluster.StartWorker("w", 4);
+  const std::string job_id = cluster.Submit(FullSpec());
+  for (int i = 0; i < 50 && cluster.Job(job_id).stages(3).state() != v1::STAGE_STATE_RUNNING; ++i) {
+    cluster.Complete(cluster.Running(job_id)[0]);
+    cluster.Advance(absl::Seconds(3));
+  }
+  ASSERT_THAT(cluster.Running(job_id), SizeIs(3));
+  for (int i = 0; i < 8; ++i) {
+    ReportTraces(&cluster, job_id + ".evaluate.0.0", 100);
+    ReportTraces(&cluster, job_id + ".evaluate.0.1", i + 1);
+    cluster.Exit(job_id + ".evaluate.0.1", 0, 9);
+    cluster.Advance(absl::Seconds(2));
+    if (i == 3) cluster.Restart();
+    cluster.Settle();
+  }
+  EXPECT_EQ(cluster.Job(job_id).state(), v1::JOB_STATE_RUNNING) << cluster.Job(job_id).message();
+  EXPECT_EQ(cluster.Job(job_id).stages(3).progress().done(), 100) << "the sum; the dead one's is gone";
 }
 
 TEST(JobFlow, ExitWithoutAWordIsAnInfrastructureFailure) {

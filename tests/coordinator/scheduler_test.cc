@@ -69,6 +69,18 @@ TEST(Schedule, SaysWhyATaskWaits) {
               HasSubstr("needs 1 cpu slot"));
 }
 
+TEST(Schedule, WhatBeganOnAGpuWaitsForOne) {
+  GroupView group = Group("a", GroupKind::kGang, 1, 1);
+  group.device = Device::kAuto;
+  EXPECT_THAT(Schedule({1, {Worker("w", 4)}, {group}}, kNow).placements, SizeIs(1))
+      << "one that has not begun does not";
+  group.placed_on_gpu = true;
+  const Plan plan = Schedule({1, {Worker("w", 4)}, {group}}, kNow);
+  EXPECT_THAT(plan.placements, IsEmpty());
+  EXPECT_THAT(plan.wait_reasons.at("a.x.0.0"), HasSubstr("it began on a GPU"));
+  EXPECT_THAT(plan.wait_reasons.at("a.x.0.0"), HasSubstr("device: cpu"));
+}
+
 TEST(Schedule, GangIsAllOrNone) {
   EXPECT_THAT(Schedule({1, {Worker("w", 2)}, {Group("a", GroupKind::kGang, 3, 3)}}, kNow).placements, IsEmpty());
   EXPECT_THAT(Schedule({1, {Worker("v", 1), Worker("w", 2)}, {Group("a", GroupKind::kGang, 3, 3)}}, kNow).placements,

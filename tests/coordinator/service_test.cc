@@ -295,6 +295,69 @@ TEST_F(ServiceTest, RanksWaitForEachOther) {
   EXPECT_NE(answers[0].rank(), answers[1].rank());
 }
 
+TEST_F(ServiceTest, ACheckpointThatTheDiskHasLostGivesWayToTheOneBefore) {
+  UploadInputs();
+  v1::RegisterWorkerRequest request;
+  request.set_worker_id("w");
+  request.set_incarnation_id("i");
+  request.mutable_resources()->set_cpu_slots(4);
+  v1::RegisterWorkerResponse registered;
+  Call call;
+  ASSERT_TRUE(workers_->RegisterWorker(&call, request, &registered).ok());
+  const std::string job_id = Submit(TrainSpec(1, 1), "r");
+  const auto placed_after = [&](uint64_t epoch) {
+    v1::TaskRef ref = GetJob(job_id).stages(0).tasks(0).ref();
+    for (int i = 0; i < 500 && ref.epoch() <= epoch; ++i) {
+      absl::SleepFor(absl::Milliseconds(10));
+      v1::HeartbeatRequest heartbeat;
+      heartbeat.set_worker_id("w");
+      heartbeat.set_incarnation_id("i");
+      v1::HeartbeatResponse beaten;
+      Call beat;
+      workers_->Heartbeat(&beat, heartbeat, &beaten);
+      ref = GetJob(job_id).stages(0).tasks(0).ref();
+    }
+    return ref;
+  };
+  const auto resume_step = [&](const v1::TaskRef& ref) {
+    v1::GetTaskRequest get;
+    *get.mutable_ref() = ref;
+    v1::GetTaskResponse task;
+    Call get_call;
+    EXPECT_TRUE(tasks_->GetTask(&get_call, get, &task).ok());
+    return task.train().resume_from().step();
+  };
+  v1::TaskRef ref = placed_after(0);
+  for (const int step : {2, 4}) {
+    v1::RegisterCheckpointRequest checkpoint;
+    *checkpoint.mutable_ref() = ref;
+    checkpoint.mutable_checkpoint()->set_step(step);
+    checkpoint.mutable_checkpoint()->set_artifact_id(PutArtifact(absl::StrCat("checkpoint ", step)));
+    v1::RegisterCheckpointResponse taken;
+    Call register_call;
+    ASSERT_TRUE(tasks_->RegisterCheckpoint(&register_call, checkpoint, &taken).ok());
+  }
+  v1::FailTaskRequest fail;
+  fail.set_cause(v1::FAILURE_CAUSE_INFRASTRUCTURE);
+  fail.set_message("checkpoint cannot be read");
+  fail.set_unreadable_artifact_id(PutArtifact("checkpoint 4"));
+  const auto fail_and_wait = [&] {
+    *fail.mutable_ref() = ref;
+    v1::FailTaskResponse failed;
+    Call fail_call;
+    EXPECT_TRUE(tasks_->FailTask(&fail_call, fail, &failed).ok());
+    ref = placed_after(ref.epoch());
+  };
+  fail_and_wait();
+  EXPECT_EQ(resume_step(ref), 4) << "the store's copy is whole: the fault was the task's";
+  const std::string sha256 = Sha256Hex("checkpoint 4");
+  const std::string blob = folder_ + "/coordinator/artifacts/blobs/" + sha256.substr(0, 2) + "/" + sha256;
+  ASSERT_TRUE(std::filesystem::exists(blob));
+  std::filesystem::resize_file(blob, 3);
+  fail_and_wait();
+  EXPECT_EQ(resume_step(ref), 2);
+}
+
 TEST_F(ServiceTest, LogsAreReadWhileTheyAreWritten) {
   UploadInputs();
   const std::string job_id = Submit(TrainSpec(1, 1), "r");

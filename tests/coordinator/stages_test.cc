@@ -49,6 +49,12 @@ TEST(Stages, EvaluationHasOneTaskPerModelThenAJudge) {
   auto groups = GroupsOf(spec, v1::STAGE_EVALUATE);
   ASSERT_EQ(groups.size(), 2u);
   EXPECT_EQ(groups[0].min, 3);
+  EXPECT_THAT(groups[0].devices, ElementsAre(Device::kCpu, Device::kCpu, Device::kCpu));
+  spec.mutable_teacher()->set_device("auto");
+  spec.mutable_student()->set_device("cuda");
+  EXPECT_THAT(GroupsOf(spec, v1::STAGE_EVALUATE)[0].devices, ElementsAre(Device::kCuda, Device::kAuto, Device::kCuda));
+  spec.mutable_teacher()->set_backend(v1::TEACHER_BACKEND_OPENAI);
+  EXPECT_EQ(GroupsOf(spec, v1::STAGE_EVALUATE)[0].devices[1], Device::kCpu);
   EXPECT_EQ(groups[1].role, "curate");
   spec.mutable_evaluate(0)->set_compare_base(false);
   spec.mutable_evaluate(0)->set_compare_teacher(false);

@@ -130,6 +130,29 @@ TEST_F(ArtifactStoreTest, NoticesDamageOnDisk) {
   EXPECT_EQ(store_->GetArtifact(id).status().code(), absl::StatusCode::kDataLoss);
 }
 
+TEST_F(ArtifactStoreTest, WhatIsDamagedMakesRoomForAnotherUpload) {
+  const v1::BlobRef good = store_->PutBytes("good").value(), bad = store_->PutBytes("bad").value();
+  v1::Artifact artifact;
+  AddFile(&artifact, "a", good);
+  AddFile(&artifact, "b", bad);
+  const std::string id = store_->PutArtifact(artifact).value();
+  EXPECT_TRUE(store_->VerifyArtifact(id).ok());
+  const std::string path = root_ + "/blobs/" + bad.sha256().substr(0, 2) + "/" + bad.sha256();
+  for (const char* contents : {"bed", ""}) {
+    std::ofstream(path) << contents;
+    EXPECT_EQ(store_->VerifyArtifact(id).code(), absl::StatusCode::kDataLoss);
+    EXPECT_FALSE(store_->HasBlob(bad.sha256()));
+    EXPECT_TRUE(store_->HasBlob(good.sha256()));
+    EXPECT_EQ(store_->VerifyArtifact(id).code(), absl::StatusCode::kNotFound) << "a replay finds it gone";
+    ASSERT_TRUE(store_->PutBytes("bad").ok());
+    EXPECT_TRUE(store_->VerifyArtifact(id).ok());
+  }
+  std::ofstream(root_ + "/listings/" + id.substr(0, 2) + "/" + id) << "nonsense";
+  EXPECT_EQ(store_->VerifyArtifact(id).code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(store_->PutArtifact(artifact).value(), id);
+  EXPECT_TRUE(store_->VerifyArtifact(id).ok());
+}
+
 TEST_F(ArtifactStoreTest, KeepsFoldersByTheirListing) {
   const v1::BlobRef one = store_->PutBytes("1").value(), two = store_->PutBytes("2").value();
   v1::Artifact artifact;

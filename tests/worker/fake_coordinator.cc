@@ -76,6 +76,11 @@ std::string FakeCoordinator::log(const TaskKey& task) {
   return logs_[task];
 }
 
+int FakeCoordinator::exits_before_stop() {
+  std::lock_guard<std::mutex> lock(mu_);
+  return exits_before_stop_;
+}
+
 std::vector<v1::RunningTask> FakeCoordinator::running() {
   std::lock_guard<std::mutex> lock(mu_);
   return running_;
@@ -97,6 +102,7 @@ grpc::Status FakeCoordinator::Heartbeat(grpc::ServerContext*, const v1::Heartbea
   std::lock_guard<std::mutex> lock(mu_);
   if (deaf_) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "deaf");
   if (!known_) return grpc::Status(grpc::StatusCode::NOT_FOUND, "register");
+  if (request->stopping() && exits_before_stop_ < 0) exits_before_stop_ = static_cast<int>(exits_.size());
   running_.assign(request->running().begin(), request->running().end());
   return grpc::Status::OK;
 }

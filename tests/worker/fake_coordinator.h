@@ -36,6 +36,8 @@ class FakeCoordinator final : public v1::WorkerService::Service {
   std::vector<v1::RegisterWorkerRequest> registrations();
   std::vector<v1::TaskExit> exits();
   std::string log(const TaskKey& task);
+  // Whether a heartbeat said that the worker ends, and how many exits were known then (-1: none said so).
+  int exits_before_stop();
   // Of the last heartbeat.
   std::vector<v1::RunningTask> running();
 
@@ -62,6 +64,7 @@ class FakeCoordinator final : public v1::WorkerService::Service {
   std::vector<v1::TaskExit> exits_;
   std::map<TaskKey, std::string> logs_;
   std::vector<v1::RunningTask> running_;
+  int exits_before_stop_ = -1;
   std::unique_ptr<grpc::Server> server_;
 };
 

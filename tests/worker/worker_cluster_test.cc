@@ -274,6 +274,17 @@ TEST_F(WorkerClusterTest, SigtermStopsEverything) {
   EXPECT_EQ(KillDaemon(SIGTERM).exit_code, 0);
   EXPECT_FALSE(IsAlive(process));
   EXPECT_TRUE(ExitAt(0).killed_by_worker());
+  EXPECT_EQ(coordinator_.exits_before_stop(), 0) << "it says that it ends before its tasks do";
+}
+
+TEST_F(WorkerClusterTest, AStoppedProcessIsKilledWhenWithdrawn) {
+  StartDaemon();
+  coordinator_.Assign({Assign("s", 1)});
+  const ProcessIdentity process = ProcessIn({"s", 1});
+  kill(process.pid, SIGSTOP);
+  coordinator_.Assign({});
+  EXPECT_EQ(ExitAt(0).signal(), SIGKILL);
+  EXPECT_FALSE(IsAlive(process));
 }
 
 TEST_F(WorkerClusterTest, AnUnreportedExitIsNotRepeatedByTheNextLife) {

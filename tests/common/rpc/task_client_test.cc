@@ -160,6 +160,31 @@ TEST_F(TaskClientTest, DeliversTheResultAfterARestartOfTheCoordinator) {
   EXPECT_EQ(coordinator_.completed.manifest_sha256(), "m");
 }
 
+TEST_F(TaskClientTest, AnUnreadableArtifactIsNamed) {
+  EXPECT_EQ(Run([](TaskContext&) -> absl::StatusOr<v1::TaskResult> {
+              return WithContext(WithUnreadableArtifact(absl::DataLossError("another hash"), "id"), "fetch");
+            }),
+            kTaskExitFailed);
+  absl::MutexLock lock(&coordinator_.mu);
+  EXPECT_EQ(coordinator_.failure.unreadable_artifact_id(), "id");
+  EXPECT_EQ(coordinator_.failure.message(), "fetch: another hash");
+  EXPECT_EQ(coordinator_.failure.cause(), v1::FAILURE_CAUSE_INFRASTRUCTURE);
+}
+
+TEST_F(TaskClientTest, AReportIsSentAlsoWithoutNews) {
+  EXPECT_EQ(Run([&](TaskContext&) -> absl::StatusOr<v1::TaskResult> {
+              // The work says nothing at all: a coordinator takes a process that is silent for a minute for hung.
+              const auto twice = [&] {
+                coordinator_.mu.AssertHeld();
+                return coordinator_.reports >= 2;
+              };
+              absl::MutexLock lock(&coordinator_.mu);
+              EXPECT_TRUE(coordinator_.mu.AwaitWithTimeout(absl::Condition(&twice), absl::Seconds(10)));
+              return v1::TaskResult();
+            }),
+            kTaskExitDone);
+}
+
 TEST_F(TaskClientTest, NoLossIsLostWhenRepliesAre) {
   coordinator_.lost_replies = 2;
   EXPECT_EQ(Run([](TaskContext& context) -> absl::StatusOr<v1::TaskResult> {
