@@ -20,6 +20,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "coordinator/live_artifacts.h"
 #include "coordinator/state.h"
 #include "coordinator/state_log.h"
 #include "retort/v1/job_service.pb.h"
@@ -75,6 +76,10 @@ class Core final : public storage::TaskFence {
   absl::Status ReportTaskExit(const v1::ReportTaskExitRequest& request);
   // Whether a log of that placement may be written. Errors: kNotFound.
   absl::Status CheckTaskLog(const v1::TaskRef& ref);
+
+  // What the durable state names in the artifact store, and what it has let go since the last call. Nothing else may
+  // be counted on to stay there. Errors: kUnavailable (the disk refuses; what was let go is forgotten).
+  absl::StatusOr<LiveArtifacts> TakeLiveArtifacts();
 
   using Cancelled = std::function<bool()>;
   // Waits for a revision of the worker's assignments above `seen` (0: any). Errors: kNotFound, kAborted,

@@ -31,6 +31,7 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(cons
   };
   ASSIGN_OR_RETURN(self->core_, Core::Create(options, clock, self->log_.get(), std::move(hooks)));
   Core* const core = self->core_.get();
+  self->sweeper_ = std::make_unique<ArtifactSweeper>(core, self->artifacts_.get(), clock);
   self->job_service_ = std::make_unique<JobServiceImpl>(core, self->artifacts_.get(), self->task_logs_.get());
   self->task_service_ = std::make_unique<TaskServiceImpl>(core, self->artifacts_.get());
   self->worker_service_ = std::make_unique<WorkerServiceImpl>(core, self->task_logs_.get());
@@ -42,6 +43,7 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(cons
                                              self->worker_service_.get(), self->rendezvous_service_.get(),
                                              self->sample_service_.get(), self->artifact_service_.get()}));
   core->Start();
+  self->sweeper_->Start();
   return self;
 }
 

@@ -8,6 +8,7 @@
 #include "absl/time/time.h"
 #include "common/clock.h"
 #include "common/rpc/server_security.h"
+#include "coordinator/background/sweep_artifacts.h"
 #include "coordinator/core.h"
 #include "coordinator/log_store.h"
 #include "coordinator/rpc/services.h"
@@ -41,6 +42,7 @@ class CoordinatorServer {
   std::unique_ptr<storage::ArtifactStore> artifacts_;
   std::unique_ptr<LogStore> task_logs_;
   std::unique_ptr<Core> core_;
+  std::unique_ptr<ArtifactSweeper> sweeper_;
   std::unique_ptr<JobServiceImpl> job_service_;
   std::unique_ptr<TaskServiceImpl> task_service_;
   std::unique_ptr<WorkerServiceImpl> worker_service_;

@@ -177,6 +177,11 @@ class State {
   void ReleaseLeases(const std::string& task_id, uint64_t epoch) { releases_.emplace_back(task_id, epoch); }
   std::vector<std::pair<std::string, uint64_t>> TakeReleases() { return std::exchange(releases_, {}); }
 
+  // An artifact that a job named and no longer names; its folder may go once that is durable, unless another job has
+  // it.
+  void RetireArtifact(std::string artifact_id) { retired_artifacts_.push_back(std::move(artifact_id)); }
+  std::vector<std::string> TakeRetiredArtifacts() { return std::exchange(retired_artifacts_, {}); }
+
   // The records that changed since the last call.
   std::vector<RecordChange> TakeChanges();
 
@@ -192,6 +197,7 @@ class State {
   std::map<std::string, GangEntry> gangs_;
   absl::flat_hash_map<std::string, internal::RequestRecord> requests_;
   std::vector<std::pair<std::string, uint64_t>> releases_;
+  std::vector<std::string> retired_artifacts_;
 
   std::vector<RecordChange> changes_;  // written as they are
   std::set<std::string> marked_jobs_;

@@ -8,10 +8,7 @@
 #include <system_error>
 #include <utility>
 
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "common/file.h"
 #include "common/hash.h"
 #include "common/json.h"
@@ -160,27 +157,6 @@ absl::StatusOr<AdamWMoments> AssembleMoments(const LoadedCheckpoint& checkpoint,
     }
   }
   return moments;
-}
-
-absl::Status PruneCheckpoints(const std::string& parent, int limit) {
-  if (limit <= 0) return absl::OkStatus();
-  std::vector<std::pair<int64_t, fs::path>> found;
-  std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(parent, error)) {
-    const std::string name = entry.path().filename().string();
-    int64_t step = 0;
-    absl::string_view number = name;
-    if (absl::ConsumePrefix(&number, kFolderPrefix) && absl::SimpleAtoi(number, &step)) {
-      found.emplace_back(step, entry.path());
-    }
-  }
-  if (error) return absl::InternalError(absl::StrCat("list ", parent, ": ", error.message()));
-  std::sort(found.begin(), found.end());
-  for (size_t i = 0; i + static_cast<size_t>(limit) < found.size(); ++i) {
-    fs::remove_all(found[i].second, error);
-    if (error) return absl::InternalError(absl::StrCat("remove ", found[i].second.string(), ": ", error.message()));
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace retort

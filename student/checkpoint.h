@@ -62,7 +62,4 @@ absl::StatusOr<LoadedCheckpoint> LoadCheckpoint(const std::string& folder);
 absl::StatusOr<AdamWMoments> AssembleMoments(const LoadedCheckpoint& checkpoint,
                                              const std::vector<ParameterSlice>& parameters);
 
-// Removes the checkpoints with the lowest steps below `parent` until `limit` are left; 0: none.
-absl::Status PruneCheckpoints(const std::string& parent, int limit);
-
 }  // namespace retort

@@ -2,6 +2,8 @@
 
 #include <spdlog/spdlog.h>
 
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,6 +14,15 @@ namespace retort {
 namespace {
 
 constexpr size_t kMaxWaiting = 2;
+
+// A folder that cannot be removed costs disk, not the training.
+void KeepNewest(size_t limit, std::deque<std::string>* folders) {
+  for (; folders->size() > limit; folders->pop_front()) {
+    std::error_code error;
+    std::filesystem::remove_all(folders->front(), error);
+    if (error) spdlog::warn("checkpoint_not_removed folder={} error=\"{}\"", folders->front(), error.message());
+  }
+}
 
 }  // namespace
 
@@ -27,7 +38,7 @@ CheckpointSaver::~CheckpointSaver() {
   thread_.join();
 }
 
-absl::Status CheckpointSaver::Save(Snapshot snapshot) {
+absl::Status CheckpointSaver::Save(Snapshot snapshot, bool rolling) {
   absl::MutexLock lock(&mu_);
   const auto has_room = [this] {
     mu_.AssertHeld();
@@ -35,7 +46,7 @@ absl::Status CheckpointSaver::Save(Snapshot snapshot) {
   };
   mu_.Await(absl::Condition(&has_room));
   RETURN_IF_ERROR(status_);
-  waiting_.push_back(std::move(snapshot));
+  waiting_.push_back({std::move(snapshot), rolling});
   return absl::OkStatus();
 }
 
@@ -58,25 +69,29 @@ absl::StatusOr<v1::Checkpoint> CheckpointSaver::Flush(absl::Duration timeout) {
   return newest_;
 }
 
-absl::StatusOr<v1::Checkpoint> CheckpointSaver::Store(const Snapshot& snapshot) {
+absl::StatusOr<v1::Checkpoint> CheckpointSaver::Store(const Waiting& waiting) {
+  const Snapshot& snapshot = waiting.snapshot;
   const absl::Time start = absl::Now();
   ASSIGN_OR_RETURN(const std::string folder, WriteCheckpoint(snapshot, options_.folder));
   MAYBE_FAULT("student.checkpoint_written");
   v1::Checkpoint checkpoint;
   checkpoint.set_step(snapshot.step);
+  checkpoint.set_rolling(waiting.rolling);
   for (const v1::LossPoint& point : snapshot.history) *checkpoint.add_losses() = point;
   ASSIGN_OR_RETURN(*checkpoint.mutable_artifact_id(), options_.upload(folder));
   MAYBE_FAULT("student.checkpoint_uploaded");
   RETURN_IF_ERROR(options_.publish(checkpoint));
-  RETURN_IF_ERROR(PruneCheckpoints(options_.folder, options_.save_total_limit));
-  spdlog::info("checkpoint_saved step={} artifact_id={} seconds={:.2f}", snapshot.step, checkpoint.artifact_id(),
-               absl::ToDoubleSeconds(absl::Now() - start));
+  (waiting.rolling ? rolling_folders_ : other_folders_).push_back(folder);
+  KeepNewest(kRollingKept, &rolling_folders_);
+  if (options_.save_total_limit > 0) KeepNewest(static_cast<size_t>(options_.save_total_limit), &other_folders_);
+  spdlog::info("checkpoint_saved step={} artifact_id={} rolling={} seconds={:.2f}", snapshot.step,
+               checkpoint.artifact_id(), waiting.rolling, absl::ToDoubleSeconds(absl::Now() - start));
   return checkpoint;
 }
 
 void CheckpointSaver::Run() {
   while (true) {
-    Snapshot snapshot;
+    Waiting next;
     {
       absl::MutexLock lock(&mu_);
       const auto has_work = [this] {
@@ -85,18 +100,18 @@ void CheckpointSaver::Run() {
       };
       mu_.Await(absl::Condition(&has_work));
       if (stopping_) return;
-      snapshot = std::move(waiting_.front());
+      next = std::move(waiting_.front());
       waiting_.pop_front();
       busy_ = true;
     }
-    const absl::StatusOr<v1::Checkpoint> stored = Store(snapshot);
+    const absl::StatusOr<v1::Checkpoint> stored = Store(next);
     absl::MutexLock lock(&mu_);
     busy_ = false;
     if (stored.ok()) {
       newest_ = *stored;
     } else if (status_.ok()) {
-      status_ = WithContext(stored.status(), absl::StrCat("checkpoint of step ", snapshot.step));
-      spdlog::error("checkpoint_failed step={} error=\"{}\"", snapshot.step, stored.status().ToString());
+      status_ = WithContext(stored.status(), absl::StrCat("checkpoint of step ", next.snapshot.step));
+      spdlog::error("checkpoint_failed step={} error=\"{}\"", next.snapshot.step, stored.status().ToString());
     }
   }
 }

@@ -49,7 +49,7 @@ class TrainLoop {
   // Trains until all is done or the gang is to be re-formed. Errors: what ends the training.
   absl::StatusOr<End> Train(Gang& gang);
   absl::Status AfterStep(Gang& gang);
-  absl::Status Save();
+  absl::Status Save(bool rolling);
   absl::Status Finish(Gang& gang);
   absl::StatusOr<v1::TaskResult> Result(bool first);
   void Report(const std::string& message);
@@ -118,11 +118,11 @@ void TrainLoop::ReportLosses() {
   for (; reported_points_ < history.size(); ++reported_points_) context_.ReportLoss(history[reported_points_]);
 }
 
-absl::Status TrainLoop::Save() {
+absl::Status TrainLoop::Save(bool rolling) {
   if (saved_step_ == trainer().step()) return absl::OkStatus();
   saved_step_ = trainer().step();
   saved_at_ = absl::Now();
-  return saver_->Save(TakeSnapshot(trainer(), task_.manifest_sha256()));
+  return saver_->Save(TakeSnapshot(trainer(), task_.manifest_sha256()), rolling);
 }
 
 // What is due between two steps. Collective where the gang is used.
@@ -137,7 +137,8 @@ absl::Status TrainLoop::AfterStep(Gang& gang) {
   const int save_steps = trainer().training().save_steps();
   const bool by_steps = save_steps > 0 && trainer().step() % save_steps == 0;
   const bool by_time = absl::Now() - saved_at_ >= kCheckpointInterval && saver_->idle();
-  if (by_steps || by_time || trainer().finished()) return Save();
+  if (by_steps || trainer().finished()) return Save(/*rolling=*/false);
+  if (by_time) return Save(/*rolling=*/true);
   return absl::OkStatus();
 }
 

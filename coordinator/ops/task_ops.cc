@@ -22,6 +22,7 @@ namespace {
 
 constexpr char kCheckpointPrefix[] = "checkpoint-";
 constexpr size_t kMaxErrorBytes = 4000;
+constexpr int kRollingCheckpointsKept = 2;
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(200);
 constexpr absl::Duration kMaxBackoff = absl::Seconds(10);
 
@@ -77,20 +78,27 @@ void TakeLosses(State* state, JobEntry* job, const v1::Checkpoint& checkpoint) {
   state->MarkLosses(job);
 }
 
-void ApplyRetention(const v1::JobSpec& spec, v1::JobResult* result) {
-  const int limit = spec.student().training().save_total_limit();
-  if (limit <= 0) return;
-  int checkpoints = 0;
-  for (const v1::JobArtifact& artifact : result->artifacts())
-    checkpoints += absl::StartsWith(artifact.name(), kCheckpointPrefix);
-  for (int i = 0; i < result->artifacts_size() && checkpoints > limit;) {
-    if (absl::StartsWith(result->artifacts(i).name(), kCheckpointPrefix)) {
-      result->mutable_artifacts()->DeleteSubrange(i, 1);
-      --checkpoints;
-    } else {
-      ++i;
+// Rolling checkpoints are there to resume from; the others are what save_total_limit is about.
+void ApplyRetention(State* state, const v1::JobSpec& spec, v1::JobResult* result) {
+  const auto keep_newest = [&](bool rolling, int limit) {
+    const auto is_meant = [&](const v1::JobArtifact& artifact) {
+      return absl::StartsWith(artifact.name(), kCheckpointPrefix) && artifact.rolling() == rolling;
+    };
+    auto& artifacts = *result->mutable_artifacts();
+    auto surplus = std::count_if(artifacts.begin(), artifacts.end(), is_meant) - limit;
+    for (int i = 0; i < artifacts.size() && surplus > 0;) {
+      if (!is_meant(artifacts[i])) {
+        ++i;
+        continue;
+      }
+      state->RetireArtifact(artifacts[i].artifact_id());
+      artifacts.DeleteSubrange(i, 1);
+      --surplus;
     }
-  }
+  };
+  keep_newest(true, kRollingCheckpointsKept);
+  const int limit = spec.student().training().save_total_limit();
+  if (limit > 0) keep_newest(false, limit);
 }
 
 // The job has lost its newest checkpoint: the one before is the newest now, and the losses after it will come again.
@@ -104,6 +112,7 @@ void DropCheckpoint(State* state, JobEntry* job) {
     if (!absl::ConsumePrefix(&step_text, kCheckpointPrefix) || !absl::SimpleAtoi(step_text, &step)) {
       ++i;
     } else if (artifacts[i].artifact_id() == lost.artifact_id()) {
+      state->RetireArtifact(lost.artifact_id());
       artifacts.DeleteSubrange(i, 1);
     } else {
       if (!job->record.has_checkpoint() || step > job->record.checkpoint().step()) {
@@ -249,8 +258,9 @@ absl::Status RegisterCheckpoint(State* state, const v1::TaskRef& ref, const v1::
   artifact.set_artifact_id(checkpoint.artifact_id());
   artifact.set_stage(v1::STAGE_TRAIN);
   artifact.set_size_bytes(size_bytes);
+  artifact.set_rolling(checkpoint.rolling());
   PutArtifact(job->record.mutable_result(), artifact);
-  ApplyRetention(*job->spec, job->record.mutable_result());
+  ApplyRetention(state, *job->spec, job->record.mutable_result());
   internal::StageRecord* stage = RunningStage(job);
   if (stage != nullptr && checkpoint.step() > stage->checkpoint_mark()) {
     stage->set_checkpoint_mark(checkpoint.step());

@@ -9,6 +9,7 @@
 namespace retort {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
@@ -455,6 +456,39 @@ TEST_F(CheckpointTest, WithNoneLeftTheTrainingBeginsAnew) {
   ASSERT_TRUE(task.ok());
   EXPECT_FALSE(task->train().has_resume_from());
   EXPECT_EQ(cluster_.Job(job_id_).result().losses_size(), 0);
+}
+
+TEST_F(CheckpointTest, OfThoseMadeByTimeOnlyTheNewestTwoAreKept) {
+  for (const int limit : {0, 1}) {
+    v1::JobSpec spec = TrainSpec(1, 1);
+    spec.mutable_student()->mutable_training()->set_save_total_limit(limit);
+    if (limit == 0) cluster_.StartWorker("w", 2);
+    job_id_ = cluster_.Submit(spec);
+    for (int64_t step = 1; step <= 8; ++step) {
+      v1::Checkpoint checkpoint = CheckpointAt(step, 1);
+      checkpoint.set_rolling(step % 4 != 0);
+      ASSERT_TRUE(cluster_.core().RegisterCheckpoint(cluster_.RunningRef(Rank(0)), checkpoint, 1).ok());
+      // Where training would go on is never among those that leave.
+      const auto live = cluster_.core().TakeLiveArtifacts();
+      ASSERT_TRUE(live.ok()) << live.status();
+      EXPECT_TRUE(live->artifacts.contains(checkpoint.artifact_id()));
+      if (limit > 0) continue;  // the first job goes on naming what the second lets go
+      for (const std::string& id : live->retired) EXPECT_FALSE(live->artifacts.contains(id));
+    }
+    cluster_.Restart();
+    cluster_.Settle();
+    std::vector<std::string> names;
+    const v1::Job job = cluster_.Job(job_id_);
+    for (const v1::JobArtifact& artifact : job.result().artifacts()) names.push_back(artifact.name());
+    if (limit == 0) {
+      EXPECT_THAT(names, ElementsAre("checkpoint-4", "checkpoint-6", "checkpoint-7", "checkpoint-8"));
+    } else {
+      EXPECT_THAT(names, ElementsAre("checkpoint-6", "checkpoint-7", "checkpoint-8"));
+    }
+    EXPECT_EQ(cluster_.core().GetTask(cluster_.RunningRef(Rank(0)))->train().resume_from().step(), 8);
+    ASSERT_TRUE(cluster_.core().CancelJob(absl::StrCat("cancel-", limit), job_id_).ok());
+    cluster_.Settle();
+  }
 }
 
 TEST_F(CheckpointTest, OldCheckpointsLeaveTheListAtTheLimit) {

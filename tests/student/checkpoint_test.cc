@@ -103,12 +103,25 @@ TEST_F(CheckpointTest, OptimizerStateOfAnotherModelIsRefused) {
   EXPECT_FALSE(AssembleMoments(*loaded, {{"model.layers.0.self_attn.q_proj.lora_A", {3, 2}, 0, 6}}).ok());
 }
 
-TEST_F(CheckpointTest, PruningKeepsTheHighestSteps) {
-  for (const int64_t step : {9, 10, 11}) ASSERT_TRUE(WriteCheckpoint(Make(step), root_).ok());
-  ASSERT_TRUE(PruneCheckpoints(root_, 0).ok());
-  EXPECT_EQ(Names().size(), 3u);
-  ASSERT_TRUE(PruneCheckpoints(root_, 2).ok());
-  EXPECT_THAT(Names(), UnorderedElementsAre("checkpoint-10", "checkpoint-11"));
+TEST_F(CheckpointTest, OfThoseMadeByTimeOnlyTheNewestTwoAreKept) {
+  std::vector<int64_t> rolling;
+  for (const int limit : {0, 1}) {
+    CheckpointSaver saver({root_, limit, [](const std::string& folder) { return folder; },
+                           [&](const v1::Checkpoint& checkpoint) {
+                             if (checkpoint.rolling()) rolling.push_back(checkpoint.step());
+                             return absl::OkStatus();
+                           }});
+    for (const int64_t step : {8, 9, 10, 20, 21, 22, 23}) ASSERT_TRUE(saver.Save(Make(step), step % 10 != 0).ok());
+    ASSERT_TRUE(saver.Flush(absl::Seconds(30)).ok());
+    EXPECT_THAT(rolling, ElementsAre(8, 9, 21, 22, 23));
+    if (limit == 0) {
+      EXPECT_THAT(Names(), UnorderedElementsAre("checkpoint-10", "checkpoint-20", "checkpoint-22", "checkpoint-23"));
+    } else {
+      EXPECT_THAT(Names(), UnorderedElementsAre("checkpoint-20", "checkpoint-22", "checkpoint-23"));
+    }
+    rolling.clear();
+    for (const std::string& name : Names()) fs::remove_all(root_ + "/" + name);
+  }
 }
 
 TEST_F(CheckpointTest, TheSaverPublishesInOrderAfterUploading) {
@@ -124,7 +137,7 @@ TEST_F(CheckpointTest, TheSaverPublishesInOrderAfterUploading) {
                            EXPECT_EQ(checkpoint.losses_size(), 1);
                            return absl::OkStatus();
                          }});
-  for (const int64_t step : {1, 2, 3, 4, 5}) ASSERT_TRUE(saver.Save(Make(step)).ok());
+  for (const int64_t step : {1, 2, 3, 4, 5}) ASSERT_TRUE(saver.Save(Make(step), false).ok());
   const auto newest = saver.Flush(absl::Seconds(30));
   ASSERT_TRUE(newest.ok()) << newest.status();
   EXPECT_EQ(newest->step(), 5);
@@ -139,11 +152,11 @@ TEST_F(CheckpointTest, TheSaverPublishesInOrderAfterUploading) {
 TEST_F(CheckpointTest, AFailedUploadIsNotForgotten) {
   CheckpointSaver saver({root_, 0, [](const std::string&) { return absl::ResourceExhaustedError("disk full"); },
                          [](const v1::Checkpoint&) { return absl::OkStatus(); }});
-  ASSERT_TRUE(saver.Save(Make(1)).ok());
+  ASSERT_TRUE(saver.Save(Make(1), false).ok());
   const absl::Status status = saver.Flush(absl::Seconds(30)).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(status.message(), HasSubstr("step 1"));
-  EXPECT_FALSE(saver.Save(Make(2)).ok());
+  EXPECT_FALSE(saver.Save(Make(2), false).ok());
 }
 
 }  // namespace
