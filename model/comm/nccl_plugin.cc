@@ -22,6 +22,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kPollInterval = std::chrono::microseconds(50);
+// NCCL does not say how far an exchange is, so its time-out grows with it: no link in use is slower than this.
+constexpr size_t kSlowestBytesPerMs = 10000;
 
 struct ErrorText {
   char* text;
@@ -42,8 +44,9 @@ int CodeOf(ncclResult_t result) {
 
 // Waits until `pending` is false, as long as the communicator is well and the caller wants it.
 template <typename Pending>
-int Wait(RetortNccl* nccl, const char* what, const ErrorText& error, Pending pending) {
-  const auto deadline = Clock::now() + std::chrono::milliseconds(nccl->options.timeout_ms);
+int Wait(RetortNccl* nccl, const char* what, size_t bytes, const ErrorText& error, Pending pending) {
+  const auto deadline = Clock::now() + std::chrono::milliseconds(nccl->options.timeout_ms) +
+                        std::chrono::milliseconds(bytes / kSlowestBytesPerMs);
   while (true) {
     ncclResult_t state = ncclSuccess;
     if (const ncclResult_t asked = ncclCommGetAsyncError(nccl->comm, &state); asked != ncclSuccess) state = asked;
@@ -61,14 +64,15 @@ int Wait(RetortNccl* nccl, const char* what, const ErrorText& error, Pending pen
 }
 
 // Until what was handed to NCCL is queued on the stream, and then done there.
-int Complete(RetortNccl* nccl, ncclResult_t result, const char* what, const ErrorText& error) {
+int Complete(RetortNccl* nccl, ncclResult_t result, const char* what, size_t bytes, const ErrorText& error) {
   if (result != ncclSuccess && result != ncclInProgress)
     return error.Set(CodeOf(result), what, ncclGetErrorString(result));
-  if (const int code = Wait(nccl, what, error, [](ncclResult_t state) { return state == ncclInProgress ? 1 : 0; });
+  if (const int code =
+          Wait(nccl, what, bytes, error, [](ncclResult_t state) { return state == ncclInProgress ? 1 : 0; });
       code != RETORT_NCCL_OK) {
     return code;
   }
-  return Wait(nccl, what, error, [&](ncclResult_t) {
+  return Wait(nccl, what, bytes, error, [&](ncclResult_t) {
     const cudaError_t done = cudaStreamQuery(nccl->stream);
     if (done == cudaSuccess) return 0;
     if (done == cudaErrorNotReady) return 1;
@@ -122,7 +126,7 @@ int Start(RetortNccl* nccl, const ErrorText& error) {
   if (result != ncclSuccess && result != ncclInProgress) {
     return error.Set(CodeOf(result), "form the NCCL communicator", ncclGetErrorString(result));
   }
-  return Wait(nccl, "form the NCCL communicator", error,
+  return Wait(nccl, "form the NCCL communicator", 0, error,
               [](ncclResult_t state) { return state == ncclInProgress ? 1 : 0; });
 }
 
@@ -148,9 +152,11 @@ int Exchange(RetortNccl* nccl, const void* const* send, const size_t* send_bytes
         cudaMemcpyAsync(receive[self], send[self], send_bytes[self], cudaMemcpyDeviceToDevice, nccl->stream);
     if (const int code = CheckCuda(copied, "copy a gradient", error)) return Note(nccl, code);
   }
+  size_t bytes = 0;
   ncclResult_t result = ncclGroupStart();
   for (int peer = 0; peer < nccl->options.size && result == ncclSuccess; ++peer) {
     if (peer == self) continue;
+    bytes += send_bytes[peer] + receive_bytes[peer];
     if (send_bytes[peer] > 0) result = ncclSend(send[peer], send_bytes[peer], ncclInt8, peer, nccl->comm, nccl->stream);
     if (result == ncclInProgress) result = ncclSuccess;
     if (receive_bytes[peer] > 0 && result == ncclSuccess) {
@@ -159,14 +165,14 @@ int Exchange(RetortNccl* nccl, const void* const* send, const size_t* send_bytes
     if (result == ncclInProgress) result = ncclSuccess;
   }
   const ncclResult_t ended = ncclGroupEnd();
-  return Note(nccl, Complete(nccl, result == ncclSuccess ? ended : result, "exchange gradients", error));
+  return Note(nccl, Complete(nccl, result == ncclSuccess ? ended : result, "exchange gradients", bytes, error));
 }
 
 int AllReduceSum(RetortNccl* nccl, float* values, size_t count, char* text, size_t size) {
   const ErrorText error{text, size};
   if (const int code = Begin(nccl, error)) return Note(nccl, code);
   const ncclResult_t result = ncclAllReduce(values, values, count, ncclFloat32, ncclSum, nccl->comm, nccl->stream);
-  return Note(nccl, Complete(nccl, result, "sum gradients", error));
+  return Note(nccl, Complete(nccl, result, "sum gradients", 2 * count * sizeof(float), error));
 }
 
 }  // namespace
