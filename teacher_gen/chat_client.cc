@@ -23,6 +23,8 @@ namespace {
 
 // How soon a transfer notices that it is cancelled.
 constexpr absl::Duration kPollInterval = absl::Milliseconds(200);
+// Where plain replies come and streams break off, streams are tried again after so many requests.
+constexpr int kPlainRequests = 32;
 
 void InitCurlOnce() {
   static std::once_flag once;
@@ -72,6 +74,7 @@ absl::Duration ParseRetryAfter(const std::string& value, absl::Time now) {
 struct ChatClient::Attempt {
   JudgedReply judged;
   absl::Duration retry_after = absl::Seconds(-1);
+  bool broke_off = false;  // a stream that had begun ended before its answer did
 };
 
 struct ChatClient::Handle {
@@ -171,7 +174,9 @@ ChatClient::Attempt ChatClient::Try(const std::string& body, bool first_token_on
   if (code == CURLE_OK || code == CURLE_WRITE_ERROR || transfer.reader.whole()) {
     long http_status = 0;
     curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &http_status);
-    return {transfer.reader.Judge(http_status), internal::ParseRetryAfter(transfer.retry_after, absl::Now())};
+    const bool broke_off = transfer.reader.broke_off();
+    return {transfer.reader.Judge(http_status), internal::ParseRetryAfter(transfer.retry_after, absl::Now()),
+            broke_off};
   }
   if (transfer.silent) {
     return {{absl::UnavailableError(
@@ -187,7 +192,7 @@ ChatClient::Attempt ChatClient::Try(const std::string& body, bool first_token_on
     case CURLE_SSL_CACERT_BADFILE:
       return {{absl::FailedPreconditionError(failure), false}};
     default:
-      return {{absl::UnavailableError(failure), true}};
+      return {{absl::UnavailableError(failure), true}, absl::Seconds(-1), transfer.reader.broke_off()};
   }
 }
 
@@ -208,15 +213,19 @@ absl::StatusOr<ChatReply> ChatClient::Complete(const ChatRequest& request, absl:
                                  {"top_p", request.top_p},
                                  {"max_tokens", request.max_tokens},
                                  {"seed", request.seed},
-                                 {"n", 1},
-                                 {"stream", true}};
-  if (asks_for_usage_) body["stream_options"] = {{"include_usage", true}};
+                                 {"n", 1}};
+  bool plain = plain_requests_ > 0;
+  plain_requests_ = std::max(0, plain_requests_ - 1);
   const int max_attempts = request.max_attempts > 0 ? request.max_attempts : options_.max_attempts;
   for (int attempt = 1;; ++attempt) {
     const absl::Time began = absl::Now();
+    body["stream"] = !plain;
+    body.erase("stream_options");
+    if (!plain && asks_for_usage_) body["stream_options"] = {{"include_usage", true}};
     Attempt tried =
         Try(body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace), request.first_token_only);
     if (tried.judged.reply.ok()) {
+      if (plain && attempt > 1) plain_requests_ = kPlainRequests;
       tried.judged.reply->attempts = attempt;
       tried.judged.reply->began = began;
       return std::move(tried.judged.reply);
@@ -225,11 +234,11 @@ absl::StatusOr<ChatReply> ChatClient::Complete(const ChatRequest& request, absl:
     if (asks_for_usage_ && absl::IsInvalidArgument(tried.judged.reply.status()) &&
         absl::StrContains(said, "stream_options")) {
       asks_for_usage_ = false;
-      body.erase("stream_options");
       --attempt;
       continue;
     }
     if (!tried.judged.retry) return tried.judged.reply.status();
+    plain = tried.broke_off;
     if (attempt == 1 && failing_since != nullptr) *failing_since = absl::Now();
     if (attempt >= max_attempts)
       return absl::UnavailableError(absl::StrCat("gave up after ", attempt, " attempts; the last: ", said));

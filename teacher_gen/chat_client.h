@@ -49,7 +49,9 @@ class ChatClient {
 
   // Asks for a stream, which shows that a long answer is under way; takes a plain reply too. Tries again, with jittered
   // exponential back-off (or as long as Retry-After says), after what passes: no connection, a broken one, silence,
-  // 408, 429, 5xx, a reply that is not whole or not JSON. `failing_since`, where given, is set to the first such
+  // 408, 429, 5xx, a reply that is not whole or not JSON. A stream that broke off is followed by a request for a plain
+  // reply, and where that is answered by more of them: there are servers that end a stream when the next request comes
+  // (llama-cpp-python's). `failing_since`, where given, is set to the first such
   // failure. Errors:
   //   kUnavailable        still failing after max_attempts; says how it failed last
   //   kOutOfRange, kInvalidArgument, kFailedPrecondition  refused, as ChatReplyReader::Judge says
@@ -66,6 +68,7 @@ class ChatClient {
   struct Handle;
   const std::unique_ptr<Handle> handle_;
   bool asks_for_usage_ = true;  // until the server refuses stream_options
+  int plain_requests_ = 0;      // so many of the next ones begin with a plain reply
 };
 
 namespace internal {

@@ -41,6 +41,8 @@ class ChatReplyReader {
   // What was wanted is here: what becomes of the connection after that does not matter. A document's end is the
   // connection's business.
   bool whole() const { return enough_ || (streamed_ == true && !too_large_ && !reply_.finish_reason.empty()); }
+  // A stream has begun and is not whole.
+  bool broke_off() const { return streamed_ == true && !whole(); }
   // Once the transfer has ended. A stream without a finish_reason has been broken off. Errors:
   //   kUnavailable        in passing: 408, 429, 5xx, a reply that is broken or too large; `retry` is set
   //   kOutOfRange         the prompt does not fit the model's context

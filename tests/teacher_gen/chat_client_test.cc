@@ -257,6 +257,29 @@ TEST(ChatStream, BrokenOffIsNoAnswer) {
   EXPECT_EQ(reply->attempts, 8);
 }
 
+// llama-cpp-python's server ends a stream when another request comes; plain requests wait for one another there.
+TEST(ChatStream, WhereStreamsBreakOffAPlainReplyIsAskedFor) {
+  std::vector<bool> streamed;
+  FakeEndpoint endpoint([&](const nlohmann::json& request, int, httplib::Response& response) {
+    streamed.push_back(request["stream"]);
+    EXPECT_EQ(request.contains("stream_options"), streamed.back());
+    if (streamed.back()) return FakeEndpoint::Send(response, {FakeEndpoint::Event({{"content", "the ans"}})}, true);
+    FakeEndpoint::Answer(response, "the answer is 17");
+  });
+  ChatClientOptions options;
+  options.base_url = endpoint.base_url();
+  options.sleep = [](absl::Duration) {};
+  options.max_attempts = 2;
+  ChatClient client(options);
+  for (const int attempts : {2, 1, 1}) {
+    const auto reply = client.Complete(Request());
+    ASSERT_TRUE(reply.ok()) << reply.status();
+    EXPECT_EQ(reply->text, "the answer is 17");
+    EXPECT_EQ(reply->attempts, attempts);
+  }
+  EXPECT_THAT(streamed, ElementsAre(true, false, false, false));
+}
+
 TEST(ChatStream, WholeBeforeTheConnectionBreaksIsAnAnswer) {
   FakeEndpoint endpoint([&](const nlohmann::json&, int, httplib::Response& response) {
     FakeEndpoint::Send(response, {FakeEndpoint::Event({{"content", "4"}}), FakeEndpoint::Event({}, "stop")}, true);
