@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Few kills, for every change: the quickstart's job on 400 prompts and 60 steps, undisturbed, with a teacher killed, and with three kills while
+"""Few kills, for every change: the quickstart's job on 1,500 prompts and 120 steps, undisturbed, with a teacher killed, and with three kills while
 it trains. The traces and the adapter must be the same each time. chaos.py does the same with any number of kills on any job.
 
     tests/chaos/check_kills.py --bin-dir build/dev/bin
@@ -13,19 +13,19 @@ import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 EXAMPLE = HERE.parents[1] / "examples" / "quickstart"
-PROMPTS = 400
-STEPS = 60
+PROMPTS = 1500
+STEPS = 120
 RUNS = {
     "undisturbed": ["--kills", "0"],
-    "a teacher killed": ["--stage", "generate", "--kills", "1", "--gap", "0.3", "--victims", "teacher"],
-    "three kills in training": ["--stage", "train", "--kills", "3", "--gap", "1"],
+    "a teacher killed": ["--stage", "generate", "--kills", "1", "--gap", "0.2", "--victims", "teacher"],
+    "three kills in training": ["--stage", "train", "--kills", "3", "--gap", "0.6"],
 }
 
 
 def run(arguments, name, flags, folder, prompts):
     command = [sys.executable, HERE / "chaos.py", "--bin-dir", arguments.bin_dir, "--state-dir", folder / "state", "--job", EXAMPLE / "job.yaml",
                "--seed", str(arguments.seed), "--timeout", "240", *flags]
-    for setting in (f"output_dir={folder / 'out'}", f"prompts.0.path={prompts}", "teacher.batch_size=16", f"student.training.max_steps={STEPS}"):
+    for setting in (f"output_dir={folder / 'out'}", f"prompts.0.path={prompts}", "teacher.batch_size=8", f"student.training.max_steps={STEPS}"):
         command += ["--set", setting]
     done = subprocess.run(command, capture_output=True, text=True)
     print(f"{name}: exit code {done.returncode}: {done.stdout.strip()}", flush=True)

@@ -282,6 +282,14 @@ TEST_F(WorkerClusterTest, AStoppedProcessIsKilledWhenWithdrawn) {
   coordinator_.Assign({Assign("s", 1)});
   const ProcessIdentity process = ProcessIn({"s", 1});
   kill(process.pid, SIGSTOP);
+  // Of two pending signals the lower one, SIGTERM, would come first.
+  ASSERT_TRUE(Eventually([&] {
+    std::ifstream status(absl::StrCat("/proc/", process.pid, "/status"));
+    for (std::string line; std::getline(status, line);) {
+      if (line.rfind("State:", 0) == 0) return line.find('T') != std::string::npos;
+    }
+    return false;
+  }));
   coordinator_.Assign({});
   EXPECT_EQ(ExitAt(0).signal(), SIGKILL);
   EXPECT_FALSE(IsAlive(process));
