@@ -110,20 +110,25 @@ class ServiceTest : public ::testing::Test {
     return response.job();
   }
 
-  // One daemon with `slots` slots: takes its assignments and runs each as DoTask says, one after another.
-  void StartWorker(int slots) {
+  // Worker "w", as its daemon does.
+  void RegisterWorker(const std::string& incarnation, int slots) {
     v1::RegisterWorkerRequest request;
     request.set_worker_id("w");
-    request.set_incarnation_id(absl::StrCat("i", ++incarnation_));
+    request.set_incarnation_id(incarnation);
     request.mutable_resources()->set_cpu_slots(slots);
     request.mutable_resources()->set_cpu_cores(slots);
     v1::RegisterWorkerResponse response;
     Call call;
     ASSERT_TRUE(workers_->RegisterWorker(&call, request, &response).ok());
     EXPECT_EQ(response.lease_ttl_millis(), 10'000);
+  }
+  // One daemon with `slots` slots: takes its assignments and runs each as DoTask says, one after another.
+  void StartWorker(int slots) {
+    const std::string incarnation = absl::StrCat("i", ++incarnation_);
+    ASSERT_NO_FATAL_FAILURE(RegisterWorker(incarnation, slots));
     stopping_ = false;
     watch_context_ = std::make_unique<grpc::ClientContext>();
-    worker_ = std::thread([this, incarnation = request.incarnation_id()] { WorkLoop(incarnation); });
+    worker_ = std::thread([this, incarnation] { WorkLoop(incarnation); });
   }
   void StopWorker() {
     if (!worker_.joinable()) return;
@@ -234,13 +239,7 @@ TEST_F(ServiceTest, RestartOnTheSamePortGoesOn) {
 
 TEST_F(ServiceTest, NoOpTaskIsPlacedWithinMilliseconds) {
   UploadInputs();
-  v1::RegisterWorkerRequest request;
-  request.set_worker_id("w");
-  request.set_incarnation_id("i");
-  request.mutable_resources()->set_cpu_slots(4);
-  v1::RegisterWorkerResponse registered;
-  Call call;
-  ASSERT_TRUE(workers_->RegisterWorker(&call, request, &registered).ok());
+  ASSERT_NO_FATAL_FAILURE(RegisterWorker("i", 4));
   v1::WatchAssignmentsRequest watch;
   watch.set_worker_id("w");
   watch.set_incarnation_id("i");
@@ -263,13 +262,7 @@ TEST_F(ServiceTest, NoOpTaskIsPlacedWithinMilliseconds) {
 
 TEST_F(ServiceTest, RanksWaitForEachOther) {
   UploadInputs();
-  v1::RegisterWorkerRequest request;
-  request.set_worker_id("w");
-  request.set_incarnation_id("i");
-  request.mutable_resources()->set_cpu_slots(4);
-  v1::RegisterWorkerResponse registered;
-  Call call;
-  ASSERT_TRUE(workers_->RegisterWorker(&call, request, &registered).ok());
+  ASSERT_NO_FATAL_FAILURE(RegisterWorker("i", 4));
   const std::string job_id = Submit(TrainSpec(2, 2), "r");
   v1::Job job = GetJob(job_id);
   for (int i = 0; i < 200 && job.stages(0).tasks(1).ref().epoch() == 0; ++i) {
@@ -297,13 +290,7 @@ TEST_F(ServiceTest, RanksWaitForEachOther) {
 
 TEST_F(ServiceTest, ACheckpointThatTheDiskHasLostGivesWayToTheOneBefore) {
   UploadInputs();
-  v1::RegisterWorkerRequest request;
-  request.set_worker_id("w");
-  request.set_incarnation_id("i");
-  request.mutable_resources()->set_cpu_slots(4);
-  v1::RegisterWorkerResponse registered;
-  Call call;
-  ASSERT_TRUE(workers_->RegisterWorker(&call, request, &registered).ok());
+  ASSERT_NO_FATAL_FAILURE(RegisterWorker("i", 4));
   const std::string job_id = Submit(TrainSpec(1, 1), "r");
   const auto placed_after = [&](uint64_t epoch) {
     v1::TaskRef ref = GetJob(job_id).stages(0).tasks(0).ref();
