@@ -94,6 +94,9 @@ struct WorkerEntry {
   std::map<std::pair<std::string, uint64_t>, PlacementEntry> placements;  // by task id and epoch
   std::deque<absl::Time> failures;                                        // of tasks, in the last ten minutes
   uint64_t assignments_revision = 0;
+
+  // It gets nothing new, and is no room that anybody could wait for.
+  bool ends() const { return draining || stopping; }
 };
 
 struct GangJoin {

@@ -110,9 +110,7 @@ v1::WorkerStatus ViewWorker(const State& state, const WorkerEntry& worker) {
   view.set_worker_id(worker.worker_id);
   view.set_hostname(worker.hostname);
   *view.mutable_resources() = worker.resources;
-  view.set_state((worker.draining || worker.stopping) && worker.state == v1::WORKER_STATE_READY
-                     ? v1::WORKER_STATE_DRAINING
-                     : worker.state);
+  view.set_state(worker.ends() && worker.state == v1::WORKER_STATE_READY ? v1::WORKER_STATE_DRAINING : worker.state);
   for (const auto& [key, placement] : worker.placements) {
     if (placement.withdrawn) continue;
     v1::TaskRef& ref = *view.add_tasks();

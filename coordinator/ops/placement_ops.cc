@@ -18,8 +18,7 @@ constexpr int kMaxSharedThreads = 64;
 WorkerView ViewOf(const WorkerEntry& worker) {
   WorkerView view;
   view.worker_id = worker.worker_id;
-  const bool ends = worker.draining || worker.stopping;
-  view.schedulable = worker.state == v1::WORKER_STATE_READY && !ends;
+  view.schedulable = worker.state == v1::WORKER_STATE_READY && !worker.ends();
   int cpu_used = 0;
   std::set<int> gpus_used;
   for (const auto& [key, placement] : worker.placements) {
@@ -33,9 +32,8 @@ WorkerView ViewOf(const WorkerEntry& worker) {
   for (const v1::Gpu& gpu : worker.resources.gpus()) {
     if (gpus_used.count(gpu.index()) == 0) view.gpus_free.push_back(gpu.index());
   }
-  // What drains is no room that a group could wait for.
-  view.cpu_slots_total = ends ? 0 : worker.resources.cpu_slots();
-  view.gpus_total = ends ? 0 : worker.resources.gpus_size();
+  view.cpu_slots_total = worker.ends() ? 0 : worker.resources.cpu_slots();
+  view.gpus_total = worker.ends() ? 0 : worker.resources.gpus_size();
   return view;
 }
 

@@ -208,7 +208,7 @@ void NoteFailure(State* state, const std::string& worker_id) {
   bool gpus_elsewhere = worker->resources.gpus_size() == 0;
   bool others_do_better = false;
   for (const auto& [id, other] : state->workers()) {
-    if (&other == worker || other.draining || other.stopping || other.state != v1::WORKER_STATE_READY) continue;
+    if (&other == worker || other.ends() || other.state != v1::WORKER_STATE_READY) continue;
     if (2 * other.failures.size() > worker->failures.size()) return;  // the fault is not this worker's alone
     others_do_better = true;
     cpus_elsewhere = cpus_elsewhere || other.resources.cpu_slots() > 0;
