@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Gives the programs some five hundred model folders, adapters, templates, GGUF files and rows that lie: each must end with exit code 1 or 2 and a
+"""Gives the programs some seven hundred model folders, adapters, templates, GGUF files and rows that lie: each must end with exit code 1 or 2 and a
 clear error (of a row: in its place), without a crash, in bounded time and memory. Needs the programs alone.
 
     python tests/model/check_hostile_models.py --bin-dir build/release/bin [--match TEXT] [--jobs 2]

@@ -36,7 +36,8 @@ def run(options, verb, model, rows, extra=()):
         done = subprocess.run(command + list(extra), capture_output=True, text=True, timeout=300)
         lines = output.read_text().splitlines() if output.exists() else []
         if done.returncode != 0:
-            return [], f"exit {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}"
+            errors = done.stderr.strip().splitlines() + [line[:300] for line in lines if '"error"' in line]
+            return [], f"exit {done.returncode}: {errors[-1] if errors else ''}"
         return [json.loads(line) for line in lines], ""
 
 

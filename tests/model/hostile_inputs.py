@@ -7,6 +7,8 @@ import json
 import random
 import struct
 
+from hostile_gguf import gguf_cases, spoilt_gguf_cases
+
 ROWS = [{"token_ids": [1, 2, 3, 4]}]
 
 
@@ -280,66 +282,6 @@ def adapter_cases():
         yield f"adapter: wrong {label}", adapter({}, tensors), "score", False
 
 
-def gguf_string(text):
-    data = text.encode() if isinstance(text, str) else text
-    return struct.pack("<Q", len(data)) + data
-
-
-def gguf_value(kind, payload):
-    return struct.pack("<I", kind) + payload
-
-
-def gguf_cases():
-    name, u32, text, array = gguf_string, 4, 8, 9
-
-    def file(*parts, magic=b"GGUF", version=3, tensors=0, values=0):
-        return magic + struct.pack("<IQQ", version, tensors, values) + b"".join(parts)
-
-    architecture = name("general.architecture") + gguf_value(text, gguf_string("llama"))
-    tensor = name("token_embd.weight") + struct.pack("<IQQIQ", 2, 8, 8, 0, 0)
-
-    def info(dimensions, kind=0, offset=0, label="token_embd.weight"):
-        return name(label) + struct.pack("<I", len(dimensions)) + b"".join(struct.pack("<Q", size) for size in dimensions) + struct.pack("<IQ", kind, offset)
-
-    cases = {
-        "empty": b"", "another magic": file(magic=b"GGML"), "version 0": file(version=0), "version 1": file(version=1), "version 99": file(version=99),
-        "big endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "nothing in it": file(), "an architecture alone": file(architecture, values=1),
-        "no such architecture": file(name("general.architecture") + gguf_value(text, gguf_string("nosuch")), values=1),
-        "an architecture that is a number": file(name("general.architecture") + gguf_value(u32, struct.pack("<I", 7)), values=1),
-        "a million brackets deep": file(name("a") + gguf_value(array, struct.pack("<IQ", 9, 1) * 200000), values=1),
-        "an unknown kind of value": file(name("a") + gguf_value(77, b"\0" * 8), values=1),
-        "a key without end": file(struct.pack("<Q", 2**62) + b"abc", values=1), "a key of 2^64-1": file(struct.pack("<Q", 2**64 - 1), values=1),
-        "a text without end": file(name("a") + gguf_value(text, struct.pack("<Q", 2**40)), values=1),
-        "an array without end": file(name("a") + gguf_value(array, struct.pack("<IQ", 0, 2**60)), values=1),
-        "an array of 2^62 texts": file(name("a") + gguf_value(array, struct.pack("<IQ", 8, 2**62)), values=1),
-        "an array of 2^61 doubles": file(name("a") + gguf_value(array, struct.pack("<IQ", 12, 2**61)), values=1),
-        "the same key twice": file(architecture, architecture, values=2), "non-UTF-8 keys": file(gguf_string(b"\xff\xfe") + gguf_value(u32, b"\0" * 4), values=1),
-        "a boolean of 7": file(name("a") + gguf_value(7, b"\7"), values=1),
-        "tensors without data": file(architecture, tensor, tensors=1, values=1),
-        "the same tensor twice": file(architecture, tensor, tensor, b"\0" * 600, tensors=2, values=1),
-    }
-    for count in (1, 2, 1000, 2**20, 2**32, 2**61, 2**63, 2**64 - 1):
-        cases[f"{count} values that are not there"] = file(values=count)
-        cases[f"{count} tensors that are not there"] = file(architecture, tensors=count, values=1)
-    for dimensions in ([], [0], [2**32, 2**32], [2**63, 2], [2**64 - 1], [8] * 5, [8] * 100, [7, 1], [8, 0]):
-        cases[f"dimensions {str(dimensions)[:40]}"] = file(architecture, info(dimensions), b"\0" * 1024, tensors=1, values=1)
-    for kind in (2, 4, 8, 12, 14, 29, 39, 99, 2**31):
-        cases[f"an odd row of type {kind}"] = file(architecture, info([7, 3], kind), b"\0" * 4096, tensors=1, values=1)
-    for offset in (1, 31, 2**20, 2**40, 2**63, 2**64 - 32):
-        cases[f"an offset of {offset}"] = file(architecture, info([8, 8], 0, offset), b"\0" * 1024, tensors=1, values=1)
-    for alignment in (0, 1, 3, 2**31, 2**32 - 1):
-        cases[f"an alignment of {alignment}"] = file(architecture, name("general.alignment") + gguf_value(u32, struct.pack("<I", alignment)), tensor, b"\0" * 512,
-                                                     tensors=1, values=2)
-    for length in range(1, 100, 6):
-        cases[f"the first {length} bytes"] = file(architecture, tensor, b"\0" * 512, tensors=1, values=1)[:length]
-    for label, data in cases.items():
-        def spoil(folder, data=data):
-            path = folder / "model.gguf"
-            path.write_bytes(data)
-            return ["--model", str(path)]
-        yield f"gguf: {label}", spoil, "score", False
-
-
 def all_cases():
-    for group in (safetensors_cases, index_cases, config_cases, row_cases, tokenizer_cases, adapter_cases, gguf_cases):
+    for group in (safetensors_cases, index_cases, config_cases, row_cases, tokenizer_cases, adapter_cases, gguf_cases, spoilt_gguf_cases):
         yield from group()
