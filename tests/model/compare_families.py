@@ -152,7 +152,7 @@ def make_model(rng, folder, family):
     config, generation, lengths = random_config(rng, family, "new" if spelling == "saved" else spelling)
     for seed in range(50):
         shutil.rmtree(folder, ignore_errors=True)
-        write_model(folder, config, seed, generation, shards=rng.choice([1, 1, 2]))
+        write_model(folder, config, seed, generation, rng.choice([1, 1, 2]), tokenizer=chance(rng, 0.7))
         if spelling == "saved":  # what transformers writes itself
             saved = read_config(folder)
             saved.architectures = config["architectures"]
