@@ -33,6 +33,8 @@ def run(options, verb, model, rows, extra=()):
         source, output = pathlib.Path(folder) / "in.jsonl", pathlib.Path(folder) / "out.jsonl"
         source.write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in rows))
         command = [options.bin_dir / "distctl", verb, "--model", model, "--dtype", "float32", "--device", "cpu", "--input", source, "--output", output]
+        if options.tensor_parallel_size > 1:
+            command += ["--tensor-parallel-size", str(options.tensor_parallel_size)]
         done = subprocess.run(command + list(extra), capture_output=True, text=True, timeout=300)
         lines = output.read_text().splitlines() if output.exists() else []
         if done.returncode != 0:
@@ -188,6 +190,7 @@ def main():
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--only", type=int, help="this index alone")
     parser.add_argument("--family", choices=sorted(FAMILIES))
+    parser.add_argument("--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--merge", action="store_true", help="also merge each adapter and compare the folder")
     parser.add_argument("--keep", type=pathlib.Path, help="where failing models stay")
     options = parser.parse_args()

@@ -198,6 +198,8 @@ def random_config(rng, family, spelling):
     dtype = rng.choice(["float32", "bfloat16", "float16", None])
     if dtype is not None:
         config["torch_dtype" if spelling == "old" else "dtype"] = dtype
+    if chance(rng, 0.12):
+        config["quantization_config"] = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
     vocab = config["vocab_size"]
     eos = rng.choice([2, [2, 3], rng.sample(range(vocab), 12), None])
     config["bos_token_id"] = 1
