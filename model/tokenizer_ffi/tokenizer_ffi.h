@@ -32,11 +32,18 @@ struct RetortIds {
 struct RetortTokenizer;
 struct RetortTemplate;
 
-int32_t retort_tokenizer_new(RetortSlice json, RetortTokenizer** tokenizer, RetortBytes* error);
+// `json`: tokenizer.json. `added`: a JSON list of tokens {"content", "special", ...} to add where they are missing.
+// `split_special_tokens`: texts that spell a special token are not taken for it.
+int32_t retort_tokenizer_new(RetortSlice json, RetortSlice added, bool split_special_tokens,
+                             RetortTokenizer** tokenizer, RetortBytes* error);
 void retort_tokenizer_free(RetortTokenizer* tokenizer);
 // Writes one list for each text; on failure none.
 int32_t retort_tokenizer_encode(const RetortTokenizer* tokenizer, const RetortSlice* texts, size_t count,
                                 bool add_special_tokens, RetortIds* ids, RetortBytes* error);
+// `spans`: `count` pairs of characters, first and behind the last. `mask`: 1 for each token of one, else 0.
+int32_t retort_tokenizer_encode_marked(const RetortTokenizer* tokenizer, RetortSlice text, bool add_special_tokens,
+                                       const uint32_t* spans, size_t count, RetortIds* ids, RetortIds* mask,
+                                       RetortBytes* error);
 int32_t retort_tokenizer_decode(const RetortTokenizer* tokenizer, const uint32_t* ids, size_t count,
                                 bool skip_special_tokens, RetortBytes* text, RetortBytes* error);
 int64_t retort_tokenizer_token_to_id(const RetortTokenizer* tokenizer, RetortSlice token);
@@ -45,9 +52,11 @@ size_t retort_tokenizer_vocab_size(const RetortTokenizer* tokenizer);
 // `now`, in seconds since 1970: what strftime_now tells, in UTC.
 int32_t retort_template_new(RetortSlice source, int64_t now, RetortTemplate** compiled, RetortBytes* error);
 void retort_template_free(RetortTemplate* compiled);
-// `messages`: a JSON list; `variables`: a JSON object of the template's other variables.
+// `messages`: a JSON list; `variables`: a JSON object of the template's other variables; `continued`: the last
+// message's field that the text ends in, empty for none. `spans`: pairs of characters that {% generation %} blocks
+// wrote.
 int32_t retort_template_render(const RetortTemplate* compiled, RetortSlice messages, RetortSlice variables,
-                               RetortBytes* text, RetortBytes* error);
+                               RetortSlice continued, RetortBytes* text, RetortIds* spans, RetortBytes* error);
 
 void retort_bytes_free(RetortBytes bytes);
 void retort_ids_free(RetortIds ids);

@@ -2,15 +2,15 @@
 //!
 //! Every entry point catches panics. Bytes and id lists that the library hands out are freed by it.
 
+mod jinja;
 mod limits;
-mod python_json;
 mod template;
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::slice;
 
 use template::{ChatTemplate, RenderError};
-use tokenizers::Tokenizer;
+use tokenizers::{AddedToken, Encoding, Tokenizer};
 
 #[global_allocator]
 static ALLOCATOR: limits::MeteredAllocator = limits::MeteredAllocator;
@@ -100,15 +100,44 @@ unsafe fn guarded(error: *mut Bytes, body: impl FnOnce() -> Result<(), Failure>)
     failure.code
 }
 
+/// [{"content", "single_word", "lstrip", "rstrip", "normalized", "special"}]; normalized is !special where it is not given.
+fn read_added_tokens(json: &str) -> Result<Vec<AddedToken>, Failure> {
+    let list: Vec<serde_json::Value> = serde_json::from_str(json).map_err(Failure::invalid)?;
+    let flag = |token: &serde_json::Value, name: &str, default: bool| token[name].as_bool().unwrap_or(default);
+    Ok(list
+        .iter()
+        .map(|token| {
+            let special = flag(token, "special", false);
+            AddedToken::from(token["content"].as_str().unwrap_or_default(), special)
+                .single_word(flag(token, "single_word", false))
+                .lstrip(flag(token, "lstrip", false))
+                .rstrip(flag(token, "rstrip", false))
+                .normalized(flag(token, "normalized", !special))
+        })
+        .collect())
+}
+
 /// # Safety
-/// `json` is readable; `tokenizer` and `error` are writable.
+/// `json` and `added` are readable; `tokenizer` and `error` are writable.
 #[no_mangle]
-pub unsafe extern "C" fn retort_tokenizer_new(json: Slice, tokenizer: *mut *mut Tokenizer, error: *mut Bytes) -> i32 {
+pub unsafe extern "C" fn retort_tokenizer_new(
+    json: Slice,
+    added: Slice,
+    split_special_tokens: bool,
+    tokenizer: *mut *mut Tokenizer,
+    error: *mut Bytes,
+) -> i32 {
     guarded(error, || {
         let mut loaded = Tokenizer::from_bytes(json.bytes()).map_err(Failure::invalid)?;
         // As transformers does before each call: what the file says about them is for batches of one length.
         loaded.with_truncation(None).map_err(Failure::invalid)?;
         loaded.with_padding(None);
+        // What is there already keeps its place.
+        let known: Vec<AddedToken> = loaded.get_added_tokens_decoder().into_values().collect();
+        let mut new = read_added_tokens(added.text()?)?;
+        new.retain(|token| !known.contains(token));
+        loaded.add_tokens(new).map_err(Failure::invalid)?;
+        loaded.set_encode_special_tokens(split_special_tokens);
         tokenizer.write(Box::into_raw(Box::new(loaded)));
         Ok(())
     })
@@ -146,6 +175,48 @@ pub unsafe extern "C" fn retort_tokenizer_encode(
         for (index, encoding) in encodings.iter().enumerate() {
             ids.add(index).write(Ids::from_slice(encoding.get_ids()));
         }
+        Ok(())
+    })
+}
+
+/// As transformers' return_assistant_tokens_mask: marks the tokens of each span of characters.
+fn mark(encoding: &Encoding, spans: &[u32], mask: &mut [u32]) -> Result<(), Failure> {
+    for span in spans.chunks_exact(2) {
+        let Some(last) = span[1].checked_sub(1) else {
+            return Err(Failure::invalid("an empty {% generation %} block at the beginning of the text"));
+        };
+        let Some(start) = encoding.char_to_token(span[0] as usize, 0) else { break };
+        let end = match encoding.char_to_token(last as usize, 0) {
+            Some(end) if end > 0 => end + 1,
+            _ => mask.len(),
+        };
+        if start < end {
+            mask[start..end].fill(1);
+        }
+    }
+    Ok(())
+}
+
+/// # Safety
+/// `spans` holds `count` pairs of characters; `ids` and `mask` are writable.
+#[no_mangle]
+pub unsafe extern "C" fn retort_tokenizer_encode_marked(
+    tokenizer: *const Tokenizer,
+    text: Slice,
+    add_special_tokens: bool,
+    spans: *const u32,
+    count: usize,
+    ids: *mut Ids,
+    mask: *mut Ids,
+    error: *mut Bytes,
+) -> i32 {
+    guarded(error, || {
+        let encoding = (*tokenizer).encode_char_offsets(text.text()?, add_special_tokens).map_err(Failure::invalid)?;
+        let mut marked = vec![0u32; encoding.len()];
+        let spans = if count == 0 { &[] } else { slice::from_raw_parts(spans, 2 * count) };
+        mark(&encoding, spans, &mut marked)?;
+        ids.write(Ids::from_slice(encoding.get_ids()));
+        mask.write(Ids::from_slice(&marked));
         Ok(())
     })
 }
@@ -212,18 +283,22 @@ pub unsafe extern "C" fn retort_template_free(template: *mut ChatTemplate) {
 }
 
 /// # Safety
-/// `template` is valid, `messages` and `variables` are readable, `text` and `error` are writable.
+/// `template` is valid, the slices are readable, `text`, `spans` and `error` are writable.
 #[no_mangle]
 pub unsafe extern "C" fn retort_template_render(
     template: *const ChatTemplate,
     messages: Slice,
     variables: Slice,
+    continued: Slice,
     text: *mut Bytes,
+    spans: *mut Ids,
     error: *mut Bytes,
 ) -> i32 {
     guarded(error, || {
-        let rendered = (*template).render(messages.text()?, variables.text()?)?;
-        text.write(Bytes::from_vec(rendered.into_bytes()));
+        let rendered = (*template).render(messages.text()?, variables.text()?, continued.text()?)?;
+        let flat: Vec<u32> = rendered.spans.iter().flat_map(|(start, end)| [*start as u32, *end as u32]).collect();
+        spans.write(Ids::from_slice(&flat));
+        text.write(Bytes::from_vec(rendered.text.into_bytes()));
         Ok(())
     })
 }

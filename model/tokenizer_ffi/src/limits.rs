@@ -99,7 +99,7 @@ pub fn run_bounded<T: Send + 'static>(
     let theirs = Arc::clone(&report);
     let worker = thread::Builder::new()
         .name("template".into())
-        .stack_size(16 << 20)
+        .stack_size(64 << 20)
         .spawn(move || {
             REPORT.with(|cell| cell.set(Arc::as_ptr(&theirs)));
             BUDGET.with(|budget| budget.set(Some(budget_bytes as isize)));
