@@ -18,9 +18,6 @@
 namespace retort {
 namespace {
 
-constexpr const char* kLinearNames[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-                                        "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
-
 // PEFT's rule: a target is a module's whole name or the end of it after a dot.
 bool Matches(const std::string& module, const std::string& target) {
   return module == target || module.ends_with("." + target);
@@ -30,11 +27,10 @@ at::Tensor* WeightOf(ModelWeights& weights, const std::string& module) {
   for (size_t i = 0; i < weights.layers.size(); ++i) {
     const std::string prefix = absl::StrCat("model.layers.", i, ".");
     if (!module.starts_with(prefix)) continue;
-    LayerWeights& layer = weights.layers[i];
-    at::Tensor* const tensors[] = {&layer.q_proj,    &layer.k_proj,  &layer.v_proj,   &layer.o_proj,
-                                   &layer.gate_proj, &layer.up_proj, &layer.down_proj};
-    for (size_t j = 0; j < std::size(kLinearNames); ++j) {
-      if (module == prefix + kLinearNames[j]) return tensors[j];
+    for (const ProjectionShape& shape : ProjectionsOf(weights.config, static_cast<int64_t>(i))) {
+      if (absl::string_view(module).substr(prefix.size()) == ProjectionName(shape.projection)) {
+        return &weights.layers[i][shape.projection].weight;
+      }
     }
   }
   return nullptr;
@@ -65,17 +61,11 @@ at::Tensor DrawUniform(int64_t rows, int64_t columns, uint64_t key) {
 }  // namespace
 
 std::vector<LinearModule> LinearModules(const ModelConfig& config) {
-  const int64_t hidden = config.hidden_size;
-  const int64_t queries = config.num_attention_heads * config.head_dim;
-  const int64_t keys = config.num_key_value_heads * config.head_dim;
-  const int64_t inner = config.intermediate_size;
-  const std::pair<int64_t, int64_t> in_out[] = {{hidden, queries}, {hidden, keys},  {hidden, keys}, {queries, hidden},
-                                                {hidden, inner},   {hidden, inner}, {inner, hidden}};
   std::vector<LinearModule> modules;
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    for (size_t i = 0; i < std::size(kLinearNames); ++i) {
-      modules.push_back(
-          {absl::StrCat("model.layers.", layer, ".", kLinearNames[i]), in_out[i].first, in_out[i].second});
+    for (const ProjectionShape& shape : ProjectionsOf(config, layer)) {
+      modules.push_back({absl::StrCat("model.layers.", layer, ".", ProjectionName(shape.projection)),
+                         shape.in_features, shape.out_features});
     }
   }
   return modules;
@@ -88,15 +78,20 @@ absl::StatusOr<std::vector<std::string>> ResolveTargetModules(const ModelConfig&
   std::set<std::string> resolved;
   for (const std::string& target : wanted) {
     if (target == "all-linear") {
-      for (const char* name : kLinearNames) resolved.insert(std::string(name).substr(std::string(name).find('.') + 1));
+      for (const LinearModule& module : modules) resolved.insert(module.name.substr(module.name.rfind('.') + 1));
       continue;
     }
     const bool found = std::any_of(modules.begin(), modules.end(),
                                    [&](const LinearModule& module) { return Matches(module.name, target); });
     if (!found) {
+      std::set<std::string> there;  // within a layer
+      for (const LinearModule& module : modules) {
+        const size_t layer = module.name.find('.', std::string("model.layers.").size());
+        there.insert(module.name.substr(layer + 1));
+      }
       return absl::InvalidArgumentError(absl::StrCat("target_modules: \"", target,
                                                      "\" matches no linear module of the model; there are ",
-                                                     absl::StrJoin(kLinearNames, ", "), " and all-linear"));
+                                                     absl::StrJoin(there, ", "), " and all-linear"));
     }
     resolved.insert(target);
   }

@@ -44,6 +44,7 @@ const char* DtypeName(c10::ScalarType dtype) {
   }
 }
 
+// Of a Llama that was made in code.
 json ConfigToJson(const ModelConfig& config) {
   json out = {{"architectures", {"LlamaForCausalLM"}},
               {"model_type", config.model_type},
@@ -57,16 +58,16 @@ json ConfigToJson(const ModelConfig& config) {
               {"head_dim", config.head_dim},
               {"max_position_embeddings", config.max_position_embeddings},
               {"rms_norm_eps", config.rms_norm_eps},
-              {"rope_theta", config.rope_theta},
+              {"rope_theta", config.rope.theta},
               {"tie_word_embeddings", config.tie_word_embeddings},
-              {"attention_bias", config.attention_bias},
+              {"attention_bias", config.qkv_bias},
               {"mlp_bias", config.mlp_bias}};
-  if (config.rope_scaling) {
+  if (config.rope.type == RopeType::kLlama3) {
     out["rope_scaling"] = {{"rope_type", "llama3"},
-                           {"factor", config.rope_scaling->factor},
-                           {"low_freq_factor", config.rope_scaling->low_freq_factor},
-                           {"high_freq_factor", config.rope_scaling->high_freq_factor},
-                           {"original_max_position_embeddings", config.rope_scaling->original_max_position_embeddings}};
+                           {"factor", config.rope.factor},
+                           {"low_freq_factor", config.rope.low_freq_factor},
+                           {"high_freq_factor", config.rope.high_freq_factor},
+                           {"original_max_position_embeddings", config.rope.original_max_position_embeddings}};
   }
   if (config.eos_token_ids.size() == 1) {
     out["eos_token_id"] = config.eos_token_ids[0];
@@ -80,7 +81,14 @@ json ConfigToJson(const ModelConfig& config) {
 
 absl::Status CopyConfigFiles(const ModelWeights& weights, c10::ScalarType dtype, const std::string& source_folder,
                              const std::string& folder) {
-  json config = ConfigToJson(weights.config);
+  json config;
+  if (source_folder.empty()) {
+    if (weights.config.model_type != "llama") {
+      return absl::UnimplementedError(
+          absl::StrCat("save model: a ", weights.config.model_type, " needs the folder that it comes from"));
+    }
+    config = ConfigToJson(weights.config);
+  }
   std::error_code error;
   if (!source_folder.empty()) {
     ASSIGN_OR_RETURN(config, ReadJsonFile(absl::StrCat(source_folder, "/config.json")));
@@ -91,10 +99,18 @@ absl::Status CopyConfigFiles(const ModelWeights& weights, c10::ScalarType dtype,
       if (error) return ErrnoStatus(absl::StrCat("copy ", from.string()), error.value());
     }
   }
+  // What was widened or set aside is not there any more.
+  config.erase("quantization_config");
+  if (weights.config.mtp_layers > 0) config["num_nextn_predict_layers"] = 0;
   // Where both spellings stand, transformers reads the newer one.
   if (config.contains("dtype")) config["dtype"] = DtypeName(dtype);
   if (config.contains("torch_dtype") || !config.contains("dtype")) config["torch_dtype"] = DtypeName(dtype);
   return WriteFileAtomically(absl::StrCat(folder, "/config.json"), config.dump(2) + "\n");
+}
+
+// The gate's correction decides between experts whose scores are near: it stays as exact as it is.
+c10::ScalarType StoredDtype(const std::string& name, c10::ScalarType dtype) {
+  return name.ends_with("e_score_correction_bias") ? c10::ScalarType::Float : dtype;
 }
 
 absl::Status WriteWeights(const ModelWeights& weights, c10::ScalarType dtype, const std::string& folder) {
@@ -102,7 +118,7 @@ absl::Status WriteWeights(const ModelWeights& weights, c10::ScalarType dtype, co
   uint64_t shard_bytes = 0;
   uint64_t total_bytes = 0;
   for (auto& [name, tensor] : NamedTensors(weights)) {
-    const uint64_t bytes = static_cast<uint64_t>(tensor.numel()) * c10::elementSize(dtype);
+    const uint64_t bytes = static_cast<uint64_t>(tensor.numel()) * c10::elementSize(StoredDtype(name, dtype));
     if (shard_bytes > 0 && shard_bytes + bytes > kMaxShardBytes) {
       shards.emplace_back();
       shard_bytes = 0;
@@ -118,7 +134,7 @@ absl::Status WriteWeights(const ModelWeights& weights, c10::ScalarType dtype, co
                                  : absl::StrFormat("model-%05d-of-%05d.safetensors", i + 1, shards.size());
     std::map<std::string, at::Tensor> tensors;
     for (auto& [name, tensor] : shards[i]) {
-      tensors[name] = tensor.to(dtype);
+      tensors[name] = tensor.to(StoredDtype(name, dtype));
       weight_map[name] = file;
     }
     RETURN_IF_ERROR(WriteSafetensors(absl::StrCat(folder, "/", file), tensors));

@@ -24,7 +24,8 @@ absl::StatusOr<std::unique_ptr<TrainingModel>> TrainingModel::Create(ModelWeight
     return absl::InvalidArgumentError(
         absl::StrCat("lora_dropout must be at least 0 and below 1, not ", options.lora_dropout));
   }
-  const bool packed = weights.embed_tokens.is_cpu() && options.compute_dtype == at::kFloat;
+  const bool packed =
+      weights.embed_tokens.is_cpu() && options.compute_dtype == at::kFloat && CpuTrainingSupports(weights.config);
   return CatchTorchErrors("training model", [&] {
     return packed ? MakeCpuTrainingModel(std::move(weights), adapter, options)
                   : MakeAtenTrainingModel(std::move(weights), adapter, options);

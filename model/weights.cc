@@ -4,170 +4,145 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
+#include <spdlog/spdlog.h>
 
-#include <filesystem>
-#include <functional>
-#include <map>
-#include <nlohmann/json.hpp>
-
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "common/file.h"
-#include "common/json.h"
 #include "common/status.h"
-#include "model/safetensors.h"
+#include "model/fp8_blocks.h"
+#include "model/safetensors_source.h"
 #include "model/torch_status.h"
 
 namespace retort {
 namespace {
 
-constexpr size_t kMaxShards = 10'000;
-
-// The files of a model folder, opened when a tensor of theirs is first asked for.
-class TensorSource {
- public:
-  static absl::StatusOr<TensorSource> Open(const std::string& folder);
-  absl::StatusOr<at::Tensor> Get(const std::string& name);
-  bool Has(const std::string& name) const { return single_ ? single_->Has(name) : file_of_.contains(name); }
-
- private:
-  std::string folder_;
-  std::optional<SafetensorsFile> single_;
-  std::map<std::string, std::string> file_of_;  // tensor -> shard
-  std::map<std::string, SafetensorsFile> shards_;
-};
-
-absl::StatusOr<TensorSource> TensorSource::Open(const std::string& folder) {
-  TensorSource source;
-  source.folder_ = folder;
-  const std::string single = absl::StrCat(folder, "/model.safetensors");
-  const std::string index_path = absl::StrCat(single, ".index.json");
-  std::error_code error;
-  if (std::filesystem::exists(single, error)) {
-    ASSIGN_OR_RETURN(source.single_, SafetensorsFile::Open(single));
-    return source;
-  }
-  if (!std::filesystem::exists(index_path, error)) {
-    return absl::NotFoundError(absl::StrCat(
-        "no weights in ", folder,
-        ": neither model.safetensors nor model.safetensors.index.json is there; give a Hugging Face folder "
-        "with safetensors weights"));
-  }
-  ASSIGN_OR_RETURN(const nlohmann::json index, ReadJsonFile(index_path));
-  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
-    return absl::InvalidArgumentError(absl::StrCat(index_path, ": weight_map is missing or no object"));
-  }
-  for (const auto& [name, file] : index["weight_map"].items()) {
-    if (!file.is_string()) {
-      return absl::InvalidArgumentError(absl::StrCat(index_path, ": weight_map.", name, " is no file name"));
-    }
-    const auto path = JoinBelow(folder, file.get<std::string>());
-    if (!path.ok()) return WithContext(path.status(), absl::StrCat(index_path, ": weight_map.", name));
-    source.file_of_[name] = *path;
-  }
-  return source;
-}
-
-absl::StatusOr<at::Tensor> TensorSource::Get(const std::string& name) {
-  if (single_) return single_->Get(name);
-  const auto file = file_of_.find(name);
-  if (file == file_of_.end()) {
-    return absl::NotFoundError(absl::StrCat(folder_, "/model.safetensors.index.json: no tensor \"", name, "\""));
-  }
-  auto shard = shards_.find(file->second);
-  if (shard == shards_.end()) {
-    if (shards_.size() >= kMaxShards) {
-      return absl::InvalidArgumentError(absl::StrCat(folder_, ": over ", kMaxShards, " shards"));
-    }
-    ASSIGN_OR_RETURN(SafetensorsFile opened, SafetensorsFile::Open(file->second));
-    shard = shards_.emplace(file->second, std::move(opened)).first;
-  }
-  return shard->second.Get(name);
-}
-
-using Visitor = std::function<absl::Status(const std::string& name, const std::vector<int64_t>& shape, at::Tensor&)>;
-
-// Calls `visit` for every tensor of the model that its config asks for, by its name in the files, in the model's order.
-// A tied lm_head is not visited.
-absl::Status VisitTensors(ModelWeights& weights, const Visitor& visit) {
-  const ModelConfig& config = weights.config;
-  const int64_t hidden = config.hidden_size;
-  const int64_t queries = config.num_attention_heads * config.head_dim;
-  const int64_t keys = config.num_key_value_heads * config.head_dim;
-  const int64_t inner = config.intermediate_size;
-  RETURN_IF_ERROR(visit("model.embed_tokens.weight", {config.vocab_size, hidden}, weights.embed_tokens));
-  for (size_t i = 0; i < weights.layers.size(); ++i) {
-    LayerWeights& layer = weights.layers[i];
-    const std::string prefix = absl::StrCat("model.layers.", i, ".");
-    const auto linear = [&](const char* name, int64_t out, int64_t in, at::Tensor& weight, bool has_bias,
-                            at::Tensor& bias) -> absl::Status {
-      RETURN_IF_ERROR(visit(absl::StrCat(prefix, name, ".weight"), {out, in}, weight));
-      return has_bias ? visit(absl::StrCat(prefix, name, ".bias"), {out}, bias) : absl::OkStatus();
-    };
-    RETURN_IF_ERROR(visit(prefix + "input_layernorm.weight", {hidden}, layer.input_norm));
-    const bool bias = config.attention_bias;
-    RETURN_IF_ERROR(linear("self_attn.q_proj", queries, hidden, layer.q_proj, bias, layer.q_bias));
-    RETURN_IF_ERROR(linear("self_attn.k_proj", keys, hidden, layer.k_proj, bias, layer.k_bias));
-    RETURN_IF_ERROR(linear("self_attn.v_proj", keys, hidden, layer.v_proj, bias, layer.v_bias));
-    RETURN_IF_ERROR(linear("self_attn.o_proj", hidden, queries, layer.o_proj, bias, layer.o_bias));
-    RETURN_IF_ERROR(visit(prefix + "post_attention_layernorm.weight", {hidden}, layer.post_attention_norm));
-    RETURN_IF_ERROR(linear("mlp.gate_proj", inner, hidden, layer.gate_proj, config.mlp_bias, layer.gate_bias));
-    RETURN_IF_ERROR(linear("mlp.up_proj", inner, hidden, layer.up_proj, config.mlp_bias, layer.up_bias));
-    RETURN_IF_ERROR(linear("mlp.down_proj", hidden, inner, layer.down_proj, config.mlp_bias, layer.down_bias));
-  }
-  RETURN_IF_ERROR(visit("model.norm.weight", {hidden}, weights.final_norm));
-  if (config.tie_word_embeddings) return absl::OkStatus();
-  return visit("lm_head.weight", {config.vocab_size, hidden}, weights.lm_head);
-}
-
 bool IsFloat(c10::ScalarType type) {
   return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble;
 }
 
+absl::Status CheckShape(const std::string& where, const TensorPlace& place, const at::Tensor& stored) {
+  if (stored.sizes() == at::IntArrayRef(place.shape)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(where, ": tensor \"", place.name, "\" has shape [",
+                                                 absl::StrJoin(stored.sizes(), ", "), "], config.json asks for [",
+                                                 absl::StrJoin(place.shape, ", "), "]"));
+}
+
+// Some files give experts one tensor for a whole layer: gate and up [experts, 2 * intermediate, hidden], down [experts,
+// hidden, intermediate]. Returns the slice that `name` asks for, undefined where there is no such tensor.
+absl::StatusOr<at::Tensor> FromStackedExperts(TensorSource& source, const std::string& name) {
+  const size_t at = name.find(".mlp.experts.");
+  if (at == std::string::npos) return at::Tensor();
+  const std::string prefix = name.substr(0, at + 13);
+  const std::string rest = name.substr(at + 13);  // "<index>.gate_proj.weight"
+  const int64_t index = std::atoll(rest.c_str());
+  const bool down = absl::EndsWith(rest, ".down_proj.weight");
+  const std::string stacked = prefix + (down ? "down_proj" : "gate_up_proj");
+  if (!source.Has(stacked)) return at::Tensor();
+  ASSIGN_OR_RETURN(const at::Tensor whole, source.Get(stacked));
+  if (whole.dim() != 3 || index >= whole.size(0) || (!down && whole.size(1) % 2 != 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("tensor \"", stacked, "\" has shape [",
+                                                   absl::StrJoin(whole.sizes(), ", "), "], which holds no \"", name,
+                                                   "\""));
+  }
+  const at::Tensor expert = whole.select(0, index);
+  if (down) return expert;
+  const int64_t inner = expert.size(0) / 2;
+  return expert.narrow(0, absl::EndsWith(rest, ".up_proj.weight") ? inner : 0, inner);
+}
+
+absl::StatusOr<at::Tensor> Read(TensorSource& source, const ModelConfig& config, const std::string& name,
+                                c10::ScalarType widened) {
+  if (!source.Has(name)) {
+    ASSIGN_OR_RETURN(at::Tensor slice, FromStackedExperts(source, name));
+    if (slice.defined()) return slice;
+  }
+  ASSIGN_OR_RETURN(at::Tensor stored, source.Get(name));
+  if (config.block_fp8 && stored.scalar_type() == at::kFloat8_e4m3fn) {
+    ASSIGN_OR_RETURN(const at::Tensor scales, source.Get(name + "_scale_inv"));
+    return DequantiseBlockFp8(stored, scales, widened);
+  }
+  return stored;
+}
+
+// Says what a file holds that the model does not take.
+void WarnOfUnused(const TensorSource& source, const ModelConfig& config, const std::vector<std::string>& used,
+                  const std::string& where) {
+  size_t set_aside = 0;
+  std::vector<std::string> unknown;
+  for (const std::string& name : source.Names()) {
+    if (std::binary_search(used.begin(), used.end(), name)) continue;
+    if (absl::EndsWith(name, "_scale_inv") || absl::EndsWith(name, "rotary_emb.inv_freq")) continue;
+    if (name == "lm_head.weight" && config.tie_word_embeddings) continue;
+    if (absl::StrContains(name, ".mlp.experts.")) continue;  // stacked
+    bool mtp = false;
+    for (int64_t i = 0; i < config.mtp_layers; ++i) {
+      mtp = mtp || absl::StartsWith(name, absl::StrCat("model.layers.", config.num_hidden_layers + i, "."));
+    }
+    if (mtp) {
+      ++set_aside;
+    } else {
+      unknown.push_back(name);
+    }
+  }
+  if (set_aside > 0) spdlog::info("multi_token_prediction_set_aside model={} tensors={}", where, set_aside);
+  if (!unknown.empty()) {
+    spdlog::warn("tensors_not_used model={} count={} first={}", where, unknown.size(), unknown.front());
+  }
+}
+
 }  // namespace
 
-absl::StatusOr<ModelWeights> LoadWeights(const std::string& folder, std::optional<c10::ScalarType> dtype,
-                                         c10::Device device) {
+absl::StatusOr<ModelWeights> LoadWeightsFrom(TensorSource& source, ModelConfig config,
+                                             std::optional<c10::ScalarType> dtype, c10::Device device,
+                                             const std::string& where) {
   ModelWeights weights;
-  ASSIGN_OR_RETURN(weights.config, LoadModelConfig(folder));
-  ASSIGN_OR_RETURN(TensorSource source, TensorSource::Open(folder));
-  weights.layers.resize(static_cast<size_t>(weights.config.num_hidden_layers));
-  const auto load = [&](const std::string& name, const std::vector<int64_t>& shape,
-                        at::Tensor& tensor) -> absl::Status {
-    ASSIGN_OR_RETURN(const at::Tensor stored, source.Get(name));
-    if (stored.sizes() != at::IntArrayRef(shape)) {
-      return absl::InvalidArgumentError(absl::StrCat(folder, ": tensor \"", name, "\" has shape [",
-                                                     absl::StrJoin(stored.sizes(), ", "), "], config.json asks for [",
-                                                     absl::StrJoin(shape, ", "), "]"));
-    }
-    if (!IsFloat(stored.scalar_type())) {
-      return absl::InvalidArgumentError(absl::StrCat(folder, ": tensor \"", name, "\" is stored as ",
-                                                     c10::toString(stored.scalar_type()),
-                                                     "; only floating-point weights are supported"));
-    }
-    return CatchTorchErrors(absl::StrCat(folder, ": load ", name), [&]() -> absl::Status {
-      tensor = stored.to(device, dtype.value_or(stored.scalar_type()));
+  weights.config = std::move(config);
+  std::vector<std::string> used;
+  const auto load = [&](const TensorPlace& place) -> absl::Status {
+    return CatchTorchErrors(absl::StrCat(where, ": load ", place.name), [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(const at::Tensor stored,
+                       Read(source, weights.config, place.name, dtype.value_or(c10::ScalarType::BFloat16)));
+      RETURN_IF_ERROR(CheckShape(where, place, stored));
+      if (!IsFloat(stored.scalar_type())) {
+        return absl::InvalidArgumentError(absl::StrCat(where, ": tensor \"", place.name, "\" is stored as ",
+                                                       c10::toString(stored.scalar_type()),
+                                                       "; only floating-point weights are supported"));
+      }
+      // The gate decides in f32, whatever the rest computes in.
+      const bool gate = place.tensor == &weights.embed_tokens ? false : absl::StrContains(place.name, ".mlp.gate.");
+      *place.tensor = stored.to(device, gate ? at::kFloat : dtype.value_or(stored.scalar_type()));
+      used.push_back(place.name);
       return absl::OkStatus();
     });
   };
   RETURN_IF_ERROR(VisitTensors(weights, load));
   if (weights.config.tie_word_embeddings) weights.lm_head = weights.embed_tokens;
+  std::sort(used.begin(), used.end());
+  WarnOfUnused(source, weights.config, used, where);
   return weights;
+}
+
+absl::StatusOr<ModelWeights> LoadWeights(const std::string& folder, std::optional<c10::ScalarType> dtype,
+                                         c10::Device device) {
+  ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(folder));
+  ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source, OpenSafetensorsFolder(folder));
+  return LoadWeightsFrom(*source, std::move(config), dtype, device, folder);
 }
 
 ModelWeights RandomWeights(const ModelConfig& config, c10::ScalarType dtype, c10::Device device, uint64_t seed) {
   ModelWeights weights;
   weights.config = config;
+  FillDerived(weights.config);
   weights.config.dtype = dtype;
-  weights.layers.resize(static_cast<size_t>(config.num_hidden_layers));
   at::Generator generator = at::detail::createCPUGenerator(seed);
-  const auto draw = [&](const std::string& name, const std::vector<int64_t>& shape, at::Tensor& tensor) {
-    if (name.ends_with("norm.weight")) {
-      tensor = at::ones(shape, at::TensorOptions(dtype).device(device));
-    } else if (name.ends_with(".bias")) {
-      tensor = at::zeros(shape, at::TensorOptions(dtype).device(device));
+  const auto draw = [&](const TensorPlace& place) {
+    if (place.name.ends_with("norm.weight")) {
+      *place.tensor = at::ones(place.shape, at::TensorOptions(dtype).device(device));
+    } else if (place.name.ends_with("bias")) {
+      *place.tensor = at::zeros(place.shape, at::TensorOptions(dtype).device(device));
     } else {
-      tensor = at::empty(shape, at::kFloat).normal_(0.0, 0.02, generator).to(device, dtype);
+      *place.tensor = at::empty(place.shape, at::kFloat).normal_(0.0, 0.02, generator).to(device, dtype);
     }
     return absl::OkStatus();
   };
@@ -179,11 +154,20 @@ ModelWeights RandomWeights(const ModelConfig& config, c10::ScalarType dtype, c10
 std::vector<std::pair<std::string, at::Tensor>> NamedTensors(const ModelWeights& weights) {
   std::vector<std::pair<std::string, at::Tensor>> tensors;
   ModelWeights shallow = weights;
-  VisitTensors(shallow, [&](const std::string& name, const std::vector<int64_t>&, at::Tensor& tensor) {
-    tensors.emplace_back(name, tensor);
+  VisitTensors(shallow, [&](const TensorPlace& place) {
+    tensors.emplace_back(place.name, *place.tensor);
     return absl::OkStatus();
   }).IgnoreError();
   return tensors;
+}
+
+void ConvertWeights(ModelWeights& weights, const std::function<at::Tensor(const at::Tensor&)>& convert) {
+  const bool tied = weights.lm_head.defined() && weights.lm_head.is_alias_of(weights.embed_tokens);
+  VisitTensors(weights, [&](const TensorPlace& place) {
+    if (place.tensor->defined()) *place.tensor = convert(*place.tensor);
+    return absl::OkStatus();
+  }).IgnoreError();
+  if (tied) weights.lm_head = weights.embed_tokens;
 }
 
 }  // namespace retort

@@ -1,32 +1,71 @@
-// The weights of a Llama-type model in memory.
+// The weights of a model in memory.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 
+#include <array>
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "model/config.h"
+#include "model/tensor_source.h"
 
 namespace retort {
 
-// Matrices as stored: [out_features, in_features]. Biases are undefined tensors where the config has none.
+// The linear modules that a layer may have; which it has, its config decides.
+enum Projection {
+  kQ,
+  kK,
+  kV,
+  kQkv,  // q, k and v below one another
+  kO,
+  kQDown,   // latent attention: hidden -> q_lora_rank
+  kQUp,     //                   q_lora_rank -> heads * head_dim
+  kKvDown,  //                   hidden -> kv_lora_rank + qk_rope_head_dim
+  kKvUp,    //                   kv_lora_rank -> heads * (qk_nope_head_dim + v_head_dim)
+  kGate,
+  kUp,
+  kGateUp,  // gate and up below one another
+  kDown,
+  kSharedGate,  // shared experts
+  kSharedUp,
+  kSharedDown,
+  kProjections,
+};
+
+// A module's name within its layer: "self_attn.q_proj".
+absl::string_view ProjectionName(Projection projection);
+
+struct Linear {
+  at::Tensor weight;  // [out_features, in_features]
+  at::Tensor bias;    // [out_features], or undefined
+};
+
+// One routed expert. [intermediate, hidden], [intermediate, hidden], [hidden, intermediate].
+struct Expert {
+  at::Tensor gate, up, down;
+};
+
+// What a layer does not have is undefined.
 struct LayerWeights {
   at::Tensor input_norm;           // [hidden]
-  at::Tensor q_proj;               // [heads * head_dim, hidden]
-  at::Tensor k_proj;               // [kv_heads * head_dim, hidden]
-  at::Tensor v_proj;               // [kv_heads * head_dim, hidden]
-  at::Tensor o_proj;               // [hidden, heads * head_dim]
   at::Tensor post_attention_norm;  // [hidden]
-  at::Tensor gate_proj;            // [intermediate, hidden]
-  at::Tensor up_proj;              // [intermediate, hidden]
-  at::Tensor down_proj;            // [hidden, intermediate]
-  at::Tensor q_bias, k_bias, v_bias, o_bias;
-  at::Tensor gate_bias, up_bias, down_bias;
+  std::array<Linear, kProjections> linears;
+  at::Tensor q_norm, k_norm;          // [head_dim]
+  at::Tensor q_down_norm;             // [q_lora_rank]
+  at::Tensor kv_down_norm;            // [kv_lora_rank]
+  at::Tensor router;                  // [experts, hidden]
+  at::Tensor router_correction_bias;  // [experts]
+  std::vector<Expert> experts;
+
+  Linear& operator[](Projection projection) { return linears[projection]; }
+  const Linear& operator[](Projection projection) const { return linears[projection]; }
 };
 
 struct ModelWeights {
@@ -37,17 +76,49 @@ struct ModelWeights {
   at::Tensor lm_head;     // [vocab, hidden]; the same storage as embed_tokens when tied
 };
 
-// Loads model.safetensors or the shards of model.safetensors.index.json, tensor by tensor. Without `dtype` tensors keep
-// the file's (and on the CPU alias the mapped file: read-only). Errors: kNotFound (a missing file or tensor, by name),
-// kInvalidArgument (corrupt, or a shape that contradicts the config).
+// One tensor that a config asks for.
+struct TensorPlace {
+  std::string name;  // in the files
+  std::vector<int64_t> shape;
+  at::Tensor* tensor;
+};
+
+// Calls `visit` for every tensor of the model in its order, with `weights` sized as its config says. A tied lm_head is
+// not visited. Stops at the first error.
+absl::Status VisitTensors(ModelWeights& weights, const std::function<absl::Status(const TensorPlace&)>& visit);
+
+// The linear modules of a layer that its config asks for, in the model's order.
+struct ProjectionShape {
+  Projection projection;
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  bool bias = false;
+};
+std::vector<ProjectionShape> ProjectionsOf(const ModelConfig& config, int64_t layer);
+
+// q, k and v (gate and up) each for itself: views of the rows where they are stored as one.
+std::array<Linear, 3> SplitQkv(const ModelConfig& config, const LayerWeights& layer);
+std::array<Linear, 2> SplitGateUp(const ModelConfig& config, const LayerWeights& layer);
+
+// Loads a folder's safetensors, single or sharded, tensor by tensor. Without `dtype` tensors keep the file's (and on the
+// CPU alias the mapped file: read-only). Block-wise float8 is widened on the way (to `dtype`, else bf16). Errors:
+// kNotFound (a missing file or tensor, by name), kInvalidArgument (corrupt, or a shape that contradicts the config).
 absl::StatusOr<ModelWeights> LoadWeights(const std::string& folder, std::optional<c10::ScalarType> dtype,
                                          c10::Device device);
+
+// The same from another source. `where` names it in errors.
+absl::StatusOr<ModelWeights> LoadWeightsFrom(TensorSource& source, ModelConfig config,
+                                             std::optional<c10::ScalarType> dtype, c10::Device device,
+                                             const std::string& where);
 
 // Random weights (normal, std 0.02; norms 1) at a config's shapes: for benchmarks and tests.
 ModelWeights RandomWeights(const ModelConfig& config, c10::ScalarType dtype, c10::Device device, uint64_t seed);
 
 // Every tensor by its name in the files, in the model's order; a tied lm_head is left out.
 std::vector<std::pair<std::string, at::Tensor>> NamedTensors(const ModelWeights& weights);
+
+// Every defined tensor, in place; a tied lm_head stays tied.
+void ConvertWeights(ModelWeights& weights, const std::function<at::Tensor(const at::Tensor&)>& convert);
 
 // Writes config.json, model.safetensors (sharded above 5 GB) and copies tokenizer and generation files from
 // `source_folder`: a folder that transformers loads. Without a source

@@ -1,4 +1,5 @@
-// The decoder over ATen: for GPUs, and the reference that the CPU decoder is tested against.
+// The decoder over ATen: any architecture, for GPUs and for what the CPU decoder does not know; the reference that the
+// CPU decoder is tested against.
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
@@ -8,159 +9,190 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "model/blocks/block.h"
+#include "model/blocks/ops.h"
 #include "model/generation/decoder.h"
 #include "model/generation/rope.h"
 
 namespace retort::internal {
 namespace {
 
+// Scores of a pass may exist at once on the CPU.
+constexpr int64_t kMaxPassTokensCpu = 512;
 constexpr int64_t kMaxPassTokens = 8192;
 // Caches grow in steps of this many positions.
 constexpr int64_t kCacheStep = 256;
 
-at::Tensor Linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  const at::Tensor y = at::matmul(x, weight.t());
-  return bias.defined() ? y + bias : y;
-}
-
-// x: [rows, heads, head_dim]; cos, sin: [rows, 1, head_dim / 2], f32.
-at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  const int64_t half = x.size(-1) / 2;
-  const at::Tensor low = x.narrow(-1, 0, half).to(at::kFloat);
-  const at::Tensor high = x.narrow(-1, half, half).to(at::kFloat);
-  return at::cat({low * cos - high * sin, high * cos + low * sin}, -1).to(x.scalar_type());
-}
-
 class AtenDecoder final : public Decoder {
  public:
   AtenDecoder(ModelWeights weights, c10::ScalarType compute_dtype, int64_t slots)
-      : weights_(std::move(weights)), dtype_(compute_dtype), slots_(slots) {
-    const auto convert = [&](at::Tensor& weight) {
-      if (weight.defined()) weight = weight.to(dtype_);
-    };
-    const bool tied = weights_.lm_head.is_alias_of(weights_.embed_tokens);
-    convert(weights_.embed_tokens);
-    if (tied) {
-      weights_.lm_head = weights_.embed_tokens;
-    } else {
-      convert(weights_.lm_head);
+      : weights_(std::move(weights)),
+        device_(weights_.embed_tokens.device()),
+        dtype_(device_.is_cpu() ? c10::ScalarType::Float : compute_dtype),
+        slots_(slots),
+        tables_(weights_.config) {
+    // The gate of a mixture of experts stays as it is: it decides in f32.
+    std::vector<std::pair<at::Tensor, at::Tensor>> gates;
+    for (const LayerWeights& layer : weights_.layers) gates.emplace_back(layer.router, layer.router_correction_bias);
+    ConvertWeights(weights_, [&](const at::Tensor& weight) { return weight.to(compute_dtype).to(dtype_); });
+    for (size_t i = 0; i < gates.size(); ++i) {
+      weights_.layers[i].router = gates[i].first;
+      weights_.layers[i].router_correction_bias = gates[i].second;
     }
-    convert(weights_.final_norm);
-    for (LayerWeights& layer : weights_.layers) {
-      for (at::Tensor* weight :
-           {&layer.input_norm, &layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj, &layer.post_attention_norm,
-            &layer.gate_proj, &layer.up_proj, &layer.down_proj, &layer.q_bias, &layer.k_bias, &layer.v_bias,
-            &layer.o_bias, &layer.gate_bias, &layer.up_bias, &layer.down_bias}) {
-        convert(*weight);
-      }
-    }
-    device_ = weights_.embed_tokens.device();
+    // Fused attention wants values as wide as keys.
+    const ModelConfig& config = weights_.config;
+    value_width_ = device_.is_cpu() ? config.value_head_dim() : std::max(config.value_head_dim(), config.head_dim);
     keys_.resize(weights_.layers.size());
     values_.resize(weights_.layers.size());
   }
 
   const ModelConfig& config() const override { return weights_.config; }
-  int64_t max_tokens_per_pass() const override { return kMaxPassTokens; }
-  absl::Status Reserve(int64_t slot, int64_t positions) override;
+  int64_t max_tokens_per_pass() const override { return device_.is_cpu() ? kMaxPassTokensCpu : kMaxPassTokens; }
+  absl::Status Reserve(int64_t, int64_t) override { return absl::OkStatus(); }
   absl::StatusOr<at::Tensor> Forward(absl::Span<const Segment> segments) override;
   absl::StatusOr<at::Tensor> Logits(const at::Tensor& hidden) override;
 
  private:
+  class Context;
+  // Of the pass that is running.
+  struct Pass {
+    absl::Span<const Segment> segments;
+    at::Tensor slots, positions;  // [tokens]
+    at::Tensor tokens, wanted;
+    bool decode = true;  // one token a sequence
+    int64_t longest = 0;
+    RopeRows rope;
+  };
+
+  Pass MakePass(absl::Span<const Segment> segments);
+  RopeRows Rope(absl::Span<const Segment> segments);
   void GrowCaches(int64_t positions);
-  at::Tensor Norm(const at::Tensor& x, const at::Tensor& weight) const;
-  at::Tensor Attend(int64_t layer, absl::Span<const Segment> segments, const at::Tensor& q, const at::Tensor& k,
-                    const at::Tensor& v);
+  at::Tensor ToDevice(const std::vector<int64_t>& values) const {
+    return at::tensor(values, at::TensorOptions().dtype(at::kLong)).to(device_);
+  }
   at::Tensor Run(absl::Span<const Segment> segments);
 
   ModelWeights weights_;
+  const c10::Device device_;
   const c10::ScalarType dtype_;
   const int64_t slots_;
-  c10::Device device_ = c10::Device(c10::kCPU);
+  RopeTables tables_;
+  int64_t value_width_ = 0;
   int64_t capacity_ = 0;
-  std::vector<at::Tensor> keys_, values_;  // a layer: [slots, kv_heads, capacity_, head_dim]
-  RopeTable rope_;                         // on the device
-  // Of the pass that is running.
-  at::Tensor slot_index_, position_index_;  // [rows]
-  at::Tensor decode_mask_;                  // [rows, 1, 1, longest], true where a row sees a position
-  int64_t longest_ = 0;
+  std::vector<at::Tensor> keys_, values_;  // a layer: [slots, kv_heads, capacity_, head_dim or value_width_]
 };
 
-absl::Status AtenDecoder::Reserve(int64_t, int64_t positions) {
-  if (rope_.cos.defined() && rope_.cos.size(0) >= positions) return absl::OkStatus();
-  const int64_t known = rope_.cos.defined() ? rope_.cos.size(0) : 0;
-  const RopeTable table = MakeRopeTable(weights_.config, std::max(positions, 2 * known));
-  rope_ = {table.cos.to(device_), table.sin.to(device_)};
-  return absl::OkStatus();
-}
+class AtenDecoder::Context final : public LayerContext {
+ public:
+  Context(AtenDecoder& decoder, const Pass& pass, size_t layer)
+      : config_(decoder.weights_.config),
+        weights_(decoder.weights_.layers[layer]),
+        pass_(pass),
+        keys_(decoder.keys_[layer]),
+        values_(decoder.values_[layer]),
+        value_width_(decoder.value_width_) {}
+
+  at::Tensor Project(Projection projection, const at::Tensor& x) override {
+    const Linear& linear = weights_[projection];
+    const at::Tensor y = at::matmul(x, linear.weight.t());
+    return linear.bias.defined() ? y + linear.bias : y;
+  }
+
+  at::Tensor Attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t window) override {
+    const int64_t v_dim = v.size(2);
+    keys_.permute({0, 2, 1, 3}).index_put_({pass_.slots, pass_.positions}, k);
+    values_.permute({0, 2, 1, 3})
+        .index_put_({pass_.slots, pass_.positions},
+                    v_dim == value_width_ ? v : at::constant_pad_nd(v, {0, value_width_ - v_dim}));
+    const at::Tensor out = pass_.decode ? OneToken(q, window) : Segments(q, window);
+    return out.narrow(2, 0, v_dim);
+  }
+
+ private:
+  bool grouped() const { return config_.num_attention_heads != config_.num_key_value_heads; }
+
+  at::Tensor Fused(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const std::optional<at::Tensor>& mask,
+                   bool causal) const {
+    return at::scaled_dot_product_attention(q, k, v, mask, 0.0, causal, config_.attention_scale, grouped());
+  }
+
+  // Every row another sequence: one batch.
+  at::Tensor OneToken(const at::Tensor& q, int64_t window) const {
+    const at::Tensor places = at::arange(pass_.longest, pass_.positions.options()).unsqueeze(0);
+    const at::Tensor own = pass_.positions.unsqueeze(1);
+    at::Tensor mask = places <= own;
+    if (window > 0) mask = mask.logical_and(places > own - window);
+    const at::Tensor k = keys_.narrow(2, 0, pass_.longest).index_select(0, pass_.slots);
+    const at::Tensor v = values_.narrow(2, 0, pass_.longest).index_select(0, pass_.slots);
+    return Fused(q.unsqueeze(2), k, v, mask.unsqueeze(1).unsqueeze(1), false).squeeze(2);
+  }
+
+  at::Tensor Segments(const at::Tensor& q, int64_t window) const {
+    std::vector<at::Tensor> outs;
+    int64_t row = 0;
+    for (const Segment& segment : pass_.segments) {
+      const auto count = static_cast<int64_t>(segment.tokens.size());
+      const int64_t seen = segment.start + count;
+      const at::Tensor q_rows = q.narrow(0, row, count).transpose(0, 1).unsqueeze(0);
+      const at::Tensor k = keys_[segment.slot].narrow(1, 0, seen).unsqueeze(0);
+      const at::Tensor v = values_[segment.slot].narrow(1, 0, seen).unsqueeze(0);
+      const bool windowed = window > 0 && window < seen;
+      std::optional<at::Tensor> mask;
+      if (segment.start > 0 || windowed) {
+        const at::Tensor places = at::arange(seen, pass_.positions.options()).unsqueeze(0);
+        const at::Tensor own = at::arange(segment.start, seen, pass_.positions.options()).unsqueeze(1);
+        mask = places <= own;
+        if (windowed) mask = mask->logical_and(places > own - window);
+      }
+      outs.push_back(Fused(q_rows, k, v, mask, !mask.has_value()).squeeze(0).transpose(0, 1));
+      row += count;
+    }
+    return outs.size() == 1 ? outs[0] : at::cat(outs, 0);
+  }
+
+  const ModelConfig& config_;
+  const LayerWeights& weights_;
+  const Pass& pass_;
+  at::Tensor keys_, values_;
+  const int64_t value_width_;
+};
 
 // Room for as many positions as sequences really have, not as they might: most end long before max_tokens.
 void AtenDecoder::GrowCaches(int64_t positions) {
   if (positions <= capacity_) return;
   const int64_t capacity = (std::max(positions, capacity_ + capacity_ / 2) + kCacheStep - 1) / kCacheStep * kCacheStep;
   const ModelConfig& config = weights_.config;
-  for (auto* caches : {&keys_, &values_}) {
-    for (at::Tensor& cache : *caches) {
-      at::Tensor grown = at::zeros({slots_, config.num_key_value_heads, capacity, config.head_dim},
-                                   at::TensorOptions().dtype(dtype_).device(device_));
-      if (cache.defined()) grown.narrow(2, 0, capacity_).copy_(cache);
-      cache = std::move(grown);
-    }
+  const auto grow = [&](at::Tensor& cache, int64_t width) {
+    at::Tensor grown = at::zeros({slots_, config.num_key_value_heads, capacity, width},
+                                 at::TensorOptions().dtype(dtype_).device(device_));
+    if (cache.defined()) grown.narrow(2, 0, capacity_).copy_(cache);
+    cache = std::move(grown);
+  };
+  for (size_t i = 0; i < keys_.size(); ++i) {
+    grow(keys_[i], config.head_dim);
+    grow(values_[i], value_width_);
   }
   capacity_ = capacity;
 }
 
-at::Tensor AtenDecoder::Norm(const at::Tensor& x, const at::Tensor& weight) const {
-  const at::Tensor wide = x.to(at::kFloat);
-  const at::Tensor scale = at::rsqrt(wide.pow(2).mean(-1, true) + weights_.config.rms_norm_eps);
-  return weight * (wide * scale).to(dtype_);
-}
-
-// q: [rows, heads, head_dim]; k, v: [rows, kv_heads, head_dim]. Returns [rows, heads * head_dim].
-at::Tensor AtenDecoder::Attend(int64_t layer, absl::Span<const Segment> segments, const at::Tensor& q,
-                               const at::Tensor& k, const at::Tensor& v) {
-  at::Tensor& keys = keys_[static_cast<size_t>(layer)];
-  at::Tensor& values = values_[static_cast<size_t>(layer)];
-  keys.permute({0, 2, 1, 3}).index_put_({slot_index_, position_index_}, k);
-  values.permute({0, 2, 1, 3}).index_put_({slot_index_, position_index_}, v);
-  const bool grouped = weights_.config.num_attention_heads != weights_.config.num_key_value_heads;
-  if (decode_mask_.defined()) {
-    const at::Tensor k_rows = keys.narrow(2, 0, longest_).index_select(0, slot_index_);
-    const at::Tensor v_rows = values.narrow(2, 0, longest_).index_select(0, slot_index_);
-    const at::Tensor out = at::scaled_dot_product_attention(q.unsqueeze(2), k_rows, v_rows, decode_mask_, 0.0, false,
-                                                            std::nullopt, grouped);
-    return out.reshape({q.size(0), -1});
-  }
-  std::vector<at::Tensor> outs;
-  int64_t row = 0;
+RopeRows AtenDecoder::Rope(absl::Span<const Segment> segments) {
+  std::vector<at::Tensor> cos, sin;
   for (const Segment& segment : segments) {
     const auto count = static_cast<int64_t>(segment.tokens.size());
-    const int64_t seen = segment.start + count;
-    const at::Tensor q_rows = q.narrow(0, row, count).transpose(0, 1).unsqueeze(0);
-    const at::Tensor k_rows = keys[segment.slot].narrow(1, 0, seen).unsqueeze(0);
-    const at::Tensor v_rows = values[segment.slot].narrow(1, 0, seen).unsqueeze(0);
-    std::optional<at::Tensor> mask;
-    if (segment.start > 0) {
-      const auto options = at::TensorOptions().dtype(at::kLong).device(device_);
-      mask = at::arange(seen, options).unsqueeze(0) <= at::arange(segment.start, seen, options).unsqueeze(1);
-    }
-    const at::Tensor out =
-        at::scaled_dot_product_attention(q_rows, k_rows, v_rows, mask, 0.0, segment.start == 0, std::nullopt, grouped);
-    outs.push_back(out.squeeze(0).transpose(0, 1).reshape({count, -1}));
-    row += count;
+    const RopeTable& table = tables_.For(segment.sequence_length(), segment.start + count);
+    cos.push_back(table.cos.narrow(0, segment.start, count));
+    sin.push_back(table.sin.narrow(0, segment.start, count));
   }
-  return outs.size() == 1 ? outs[0] : at::cat(outs, 0);
+  return {at::cat(cos, 0).unsqueeze(1).to(device_), at::cat(sin, 0).unsqueeze(1).to(device_)};
 }
 
-at::Tensor AtenDecoder::Run(absl::Span<const Segment> segments) {
-  const c10::InferenceMode inference;
-  const ModelConfig& config = weights_.config;
+AtenDecoder::Pass AtenDecoder::MakePass(absl::Span<const Segment> segments) {
+  Pass pass{.segments = segments};
   std::vector<int64_t> tokens, slots, positions, wanted;
-  bool decode = true;  // one row a sequence
-  longest_ = 0;
   for (const Segment& segment : segments) {
     const auto count = static_cast<int64_t>(segment.tokens.size());
-    decode = decode && count == 1;
-    longest_ = std::max(longest_, segment.start + count);
+    pass.decode = pass.decode && count == 1;
+    pass.longest = std::max(pass.longest, segment.start + count);
     for (int64_t i = 0; i < count; ++i) {
       const bool take =
           segment.wanted == Segment::Wanted::kAll || (segment.wanted == Segment::Wanted::kLast && i + 1 == count);
@@ -170,37 +202,25 @@ at::Tensor AtenDecoder::Run(absl::Span<const Segment> segments) {
       positions.push_back(segment.start + i);
     }
   }
-  GrowCaches(longest_);
-  const auto to_device = [&](const std::vector<int64_t>& values) {
-    return at::tensor(values, at::TensorOptions().dtype(at::kLong)).to(device_);
-  };
-  slot_index_ = to_device(slots);
-  position_index_ = to_device(positions);
-  decode_mask_ = at::Tensor();
-  if (decode) {
-    const at::Tensor places = at::arange(longest_, at::TensorOptions().dtype(at::kLong).device(device_));
-    decode_mask_ = (places.unsqueeze(0) <= position_index_.unsqueeze(1)).unsqueeze(1).unsqueeze(1);
-  }
-  const auto rows = static_cast<int64_t>(tokens.size());
-  const at::Tensor cos = rope_.cos.index_select(0, position_index_).unsqueeze(1);
-  const at::Tensor sin = rope_.sin.index_select(0, position_index_).unsqueeze(1);
-  at::Tensor x = weights_.embed_tokens.index_select(0, to_device(tokens));
+  pass.tokens = ToDevice(tokens);
+  pass.slots = ToDevice(slots);
+  pass.positions = ToDevice(positions);
+  pass.wanted = ToDevice(wanted);
+  pass.rope = Rope(segments);
+  return pass;
+}
+
+at::Tensor AtenDecoder::Run(absl::Span<const Segment> segments) {
+  const c10::InferenceMode inference;
+  const ModelConfig& config = weights_.config;
+  const Pass pass = MakePass(segments);
+  GrowCaches(pass.longest);
+  at::Tensor x = weights_.embed_tokens.index_select(0, pass.tokens);
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
-    const LayerWeights& layer = weights_.layers[i];
-    const at::Tensor normed = Norm(x, layer.input_norm);
-    const auto heads = [&](const at::Tensor& weight, const at::Tensor& bias, int64_t count) {
-      return Linear(normed, weight, bias).view({rows, count, config.head_dim});
-    };
-    const at::Tensor q = Rotate(heads(layer.q_proj, layer.q_bias, config.num_attention_heads), cos, sin);
-    const at::Tensor k = Rotate(heads(layer.k_proj, layer.k_bias, config.num_key_value_heads), cos, sin);
-    const at::Tensor v = heads(layer.v_proj, layer.v_bias, config.num_key_value_heads);
-    x = x + Linear(Attend(static_cast<int64_t>(i), segments, q, k, v), layer.o_proj, layer.o_bias);
-    const at::Tensor inner = Norm(x, layer.post_attention_norm);
-    const at::Tensor gated =
-        at::silu(Linear(inner, layer.gate_proj, layer.gate_bias)) * Linear(inner, layer.up_proj, layer.up_bias);
-    x = x + Linear(gated, layer.down_proj, layer.down_bias);
+    Context context(*this, pass, i);
+    x = RunBlock(config, weights_.layers[i], static_cast<int64_t>(i), x, pass.rope, context);
   }
-  return Norm(x.index_select(0, to_device(wanted)), weights_.final_norm);
+  return RmsNorm(x.index_select(0, pass.wanted), weights_.final_norm, config.rms_norm_eps);
 }
 
 absl::StatusOr<at::Tensor> AtenDecoder::Forward(absl::Span<const Segment> segments) {
@@ -236,7 +256,9 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateAtenDecoder(ModelWeights weights,
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(ModelWeights weights, c10::ScalarType compute_dtype,
                                                          int64_t slots) {
-  if (weights.embed_tokens.is_cpu()) return CreateCpuDecoder(std::move(weights), compute_dtype, slots);
+  if (weights.embed_tokens.is_cpu() && CpuDecoderSupports(weights.config)) {
+    return CreateCpuDecoder(std::move(weights), compute_dtype, slots);
+  }
   return CreateAtenDecoder(std::move(weights), compute_dtype, slots);
 }
 

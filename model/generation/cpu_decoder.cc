@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -151,23 +152,24 @@ absl::Status CpuDecoder::Pack(ModelWeights weights, c10::ScalarType compute_dtyp
     PackedLayer packed;
     packed.input_norm = Pad(rounded(layer.input_norm));
     packed.post_attention_norm = Pad(rounded(layer.post_attention_norm));
+    const std::array<Linear, 3> qkv = SplitQkv(config_, layer);
     ASSIGN_OR_RETURN(
         packed.qkv,
-        PackedMatrix::Pack({rounded(layer.q_proj), rounded(layer.k_proj), rounded(layer.v_proj)}, false, pool_));
-    if (layer.q_bias.defined()) {
-      for (const at::Tensor& bias : {layer.q_bias, layer.k_bias, layer.v_bias}) {
-        const PaddedVector padded = Pad(rounded(bias));
+        PackedMatrix::Pack({rounded(qkv[0].weight), rounded(qkv[1].weight), rounded(qkv[2].weight)}, false, pool_));
+    if (qkv[0].bias.defined()) {
+      for (const Linear& part : qkv) {
+        const PaddedVector padded = Pad(rounded(part.bias));
         packed.qkv_bias.insert(packed.qkv_bias.end(), padded.begin(), padded.end());
       }
     }
-    ASSIGN_OR_RETURN(packed.o_proj, PackedMatrix::Pack({rounded(layer.o_proj)}, false, pool_));
-    packed.o_bias = PadIfDefined(layer.o_bias);
-    ASSIGN_OR_RETURN(packed.gate_up,
-                     PackedMatrix::Pack({rounded(layer.gate_proj), rounded(layer.up_proj)}, true, pool_));
-    packed.gate_bias = PadIfDefined(layer.gate_bias);
-    packed.up_bias = PadIfDefined(layer.up_bias);
-    ASSIGN_OR_RETURN(packed.down_proj, PackedMatrix::Pack({rounded(layer.down_proj)}, false, pool_));
-    packed.down_bias = PadIfDefined(layer.down_bias);
+    ASSIGN_OR_RETURN(packed.o_proj, PackedMatrix::Pack({rounded(layer[kO].weight)}, false, pool_));
+    packed.o_bias = PadIfDefined(layer[kO].bias);
+    const auto [gate, up] = SplitGateUp(config_, layer);
+    ASSIGN_OR_RETURN(packed.gate_up, PackedMatrix::Pack({rounded(gate.weight), rounded(up.weight)}, true, pool_));
+    packed.gate_bias = PadIfDefined(gate.bias);
+    packed.up_bias = PadIfDefined(up.bias);
+    ASSIGN_OR_RETURN(packed.down_proj, PackedMatrix::Pack({rounded(layer[kDown].weight)}, false, pool_));
+    packed.down_bias = PadIfDefined(layer[kDown].bias);
     layers_.push_back(std::move(packed));
     layer = LayerWeights();  // not both copies of the whole model at once
   }
@@ -220,7 +222,7 @@ void CpuDecoder::RotateAndStore(const Row& row, int64_t layer, float* qkv) const
   const int64_t half = head_dim / 2;
   const float* cos = rope_.cos.const_data_ptr<float>() + row.position * half;
   const float* sin = rope_.sin.const_data_ptr<float>() + row.position * half;
-  const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
+  const auto scale = static_cast<float>(config_.attention_scale);
   for (int64_t head = 0; head < config_.num_attention_heads; ++head) {
     float* q = qkv + head * head_dim;
     for (int64_t i = 0; i < half; ++i) {
@@ -451,6 +453,13 @@ absl::StatusOr<at::Tensor> CpuDecoder::Logits(const at::Tensor& hidden) {
 }
 
 }  // namespace
+
+bool CpuDecoderSupports(const ModelConfig& config) {
+  const bool windowed = std::any_of(config.sliding_window.begin(), config.sliding_window.end(),
+                                    [](int64_t window) { return window > 0; });
+  return !config.mla.has_value() && !config.moe.has_value() && !config.qk_norm && !windowed &&
+         !config.rope.interleaved && config.rope.dim == config.head_dim && config.rope.type != RopeType::kLongrope;
+}
 
 absl::StatusOr<std::unique_ptr<Decoder>> CreateCpuDecoder(ModelWeights weights, c10::ScalarType compute_dtype,
                                                           int64_t slots) {

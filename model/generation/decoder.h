@@ -21,13 +21,20 @@ struct Segment {
   int64_t start = 0;
   absl::Span<const int32_t> tokens;
   enum class Wanted { kNone, kLast, kAll } wanted = Wanted::kLast;  // whose hidden states are returned
+  // Of the whole sequence as it stands, which decides how it is rotated (RopeConfig::UsesLongFactors); 0: up to the
+  // last of `tokens`. What is in the cache must have been computed under the same rule.
+  int64_t sequence_tokens = 0;
+
+  int64_t sequence_length() const {
+    return sequence_tokens > 0 ? sequence_tokens : start + static_cast<int64_t>(tokens.size());
+  }
 };
 
 // Sequences live in slots 0 .. slots - 1. One thread calls it at a time.
 class Decoder {
  public:
-  // Weights on the CPU give the hand-written decoder (always f32 arithmetic, also where `compute_dtype` is bf16: the
-  // weights are then rounded to bf16), others the one over ATen.
+  // Weights on the CPU give the hand-written decoder where it knows the architecture, others the one over ATen. On the
+  // CPU the arithmetic is always f32, also where `compute_dtype` is bf16: the weights are then rounded to bf16.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(ModelWeights weights, c10::ScalarType compute_dtype,
                                                          int64_t slots);
   virtual ~Decoder() = default;
@@ -44,6 +51,8 @@ class Decoder {
   virtual absl::StatusOr<at::Tensor> Logits(const at::Tensor& hidden) = 0;
 };
 
+// Whether the hand-written decoder computes what this config describes.
+bool CpuDecoderSupports(const ModelConfig& config);
 // Each of Create's two.
 absl::StatusOr<std::unique_ptr<Decoder>> CreateCpuDecoder(ModelWeights weights, c10::ScalarType compute_dtype,
                                                           int64_t slots);

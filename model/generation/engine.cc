@@ -164,13 +164,16 @@ absl::Status Engine::Advance() {
   };
   for (const auto& sequence : running_) {
     const auto length = static_cast<int64_t>(sequence->tokens.size());
+    // Under another rotation nothing that is cached holds.
+    const RopeConfig& rope = decoder_->config().rope;
+    if (rope.UsesLongFactors(sequence->cached) != rope.UsesLongFactors(length)) sequence->cached = 0;
     while (sequence->cached < length) {
       const int64_t count = std::min(left, length - sequence->cached);
       const bool last = sequence->cached + count == length;
       segments.push_back({sequence->slot, sequence->cached,
                           absl::MakeConstSpan(sequence->tokens)
                               .subspan(static_cast<size_t>(sequence->cached), static_cast<size_t>(count)),
-                          last ? Segment::Wanted::kLast : Segment::Wanted::kNone});
+                          last ? Segment::Wanted::kLast : Segment::Wanted::kNone, length});
       sequence->cached += count;
       left -= count;
       if (last) finishing.push_back(sequence.get());
@@ -212,7 +215,7 @@ absl::StatusOr<std::unique_ptr<GenerationEngine>> GenerationEngine::Create(Model
                                                                            const EngineOptions& options) {
   EngineOptions filled = options;
   if (filled.max_batch_size < 1) return absl::InvalidArgumentError("max_batch_size must be at least 1");
-  const int64_t context = weights.config.max_position_embeddings;
+  const int64_t context = weights.config.context_length();
   if (filled.max_sequence_length <= 0 || filled.max_sequence_length > context) filled.max_sequence_length = context;
   ASSIGN_OR_RETURN(auto decoder, Decoder::Create(std::move(weights), compute_dtype, filled.max_batch_size));
   return std::make_unique<Engine>(std::move(decoder), filled);

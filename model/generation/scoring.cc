@@ -32,9 +32,9 @@ absl::StatusOr<std::unique_ptr<Scorer>> Scorer::Create(ModelWeights weights, c10
 
 absl::Status Scorer::Check(absl::Span<const int32_t> tokens) const {
   const ModelConfig& config = decoder_->config();
-  if (static_cast<int64_t>(tokens.size()) > config.max_position_embeddings) {
+  if (static_cast<int64_t>(tokens.size()) > config.context_length()) {
     return absl::InvalidArgumentError(
-        absl::StrCat(tokens.size(), " tokens are more than the model's context of ", config.max_position_embeddings));
+        absl::StrCat(tokens.size(), " tokens are more than the model's context of ", config.context_length()));
   }
   for (const int32_t id : tokens) {
     if (id < 0 || id >= config.vocab_size) {
@@ -88,7 +88,7 @@ absl::StatusOr<std::vector<std::vector<float>>> Scorer::Score(absl::Span<const s
       const int64_t count = std::min(length - start, most - static_cast<int64_t>(targets.size()));
       segments.push_back({slot, start,
                           absl::MakeConstSpan(tokens).subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
-                          Segment::Wanted::kAll});
+                          Segment::Wanted::kAll, static_cast<int64_t>(tokens.size())});
       for (int64_t t = start + 1; t <= start + count; ++t) {
         targets.push_back(tokens[static_cast<size_t>(t)]);
         places.push_back(&scores[i][static_cast<size_t>(t)]);

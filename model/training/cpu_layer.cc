@@ -33,8 +33,10 @@ CpuLayer::CpuLayer(const ModelConfig& config)
 
 absl::StatusOr<CpuLayer> CpuLayer::Create(const ModelConfig& config, const LayerWeights& weights, int64_t index,
                                           const FlatAdapter& adapter, ThreadPool& pool) {
-  const auto source = [&](const char* name, const at::Tensor& weight, const at::Tensor& bias) {
-    return LinearSource{weight, bias, adapter.Find(absl::StrCat("model.layers.", index, ".", name))};
+  const auto source = [&](Projection projection) {
+    const Linear& linear = weights[projection];
+    return LinearSource{linear.weight, linear.bias,
+                        adapter.Find(absl::StrCat("model.layers.", index, ".", ProjectionName(projection)))};
   };
   const auto linear = [&](const std::vector<LinearSource>& sources) {
     return CpuLinear::Create(sources, adapter.rank(), adapter.scaling(), pool);
@@ -42,13 +44,10 @@ absl::StatusOr<CpuLayer> CpuLayer::Create(const ModelConfig& config, const Layer
   CpuLayer layer(config);
   layer.input_norm_ = Padded(weights.input_norm);
   layer.post_attention_norm_ = Padded(weights.post_attention_norm);
-  ASSIGN_OR_RETURN(layer.qkv_, linear({source("self_attn.q_proj", weights.q_proj, weights.q_bias),
-                                       source("self_attn.k_proj", weights.k_proj, weights.k_bias),
-                                       source("self_attn.v_proj", weights.v_proj, weights.v_bias)}));
-  ASSIGN_OR_RETURN(layer.o_, linear({source("self_attn.o_proj", weights.o_proj, weights.o_bias)}));
-  ASSIGN_OR_RETURN(layer.gate_up_, linear({source("mlp.gate_proj", weights.gate_proj, weights.gate_bias),
-                                           source("mlp.up_proj", weights.up_proj, weights.up_bias)}));
-  ASSIGN_OR_RETURN(layer.down_, linear({source("mlp.down_proj", weights.down_proj, weights.down_bias)}));
+  ASSIGN_OR_RETURN(layer.qkv_, linear({source(kQ), source(kK), source(kV)}));
+  ASSIGN_OR_RETURN(layer.o_, linear({source(kO)}));
+  ASSIGN_OR_RETURN(layer.gate_up_, linear({source(kGate), source(kUp)}));
+  ASSIGN_OR_RETURN(layer.down_, linear({source(kDown)}));
   return layer;
 }
 

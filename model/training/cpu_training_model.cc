@@ -281,6 +281,14 @@ class CpuTrainingModel final : public TrainingModel {
 
 }  // namespace
 
+bool CpuTrainingSupports(const ModelConfig& config) {
+  const bool windowed = std::any_of(config.sliding_window.begin(), config.sliding_window.end(),
+                                    [](int64_t window) { return window > 0; });
+  return !config.mla.has_value() && !config.moe.has_value() && !config.qk_norm && !config.fused_projections &&
+         !windowed && !config.rope.interleaved && config.rope.dim == config.head_dim &&
+         config.rope.type != RopeType::kLongrope;
+}
+
 absl::StatusOr<std::unique_ptr<TrainingModel>> MakeCpuTrainingModel(ModelWeights weights, const LoraAdapter& adapter,
                                                                     const TrainingModelOptions& options) {
   return CpuTrainingModel::Make(std::move(weights), adapter, options);

@@ -8,6 +8,9 @@
 
 namespace retort {
 
+// Whether the packed CPU path computes what this config describes.
+bool CpuTrainingSupports(const ModelConfig& config);
+
 // As TrainingModel::Create, whose checks have passed, for f32 weights on the CPU. Takes as many threads as
 // at::get_num_threads() says; results do not depend on their number.
 absl::StatusOr<std::unique_ptr<TrainingModel>> MakeCpuTrainingModel(ModelWeights weights, const LoraAdapter& adapter,

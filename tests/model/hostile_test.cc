@@ -173,20 +173,17 @@ class HostileConfigTest : public testing::Test {
 
 TEST_F(HostileConfigTest, WhatChangesTheArithmeticIsRefusedByItsKey) {
   const json cases[] = {
-      {{"model_type", "mistral"}},
-      {{"model_type", "qwen2"}},
+      {{"model_type", "gpt2"}},
+      {{"model_type", "qwen2_moe"}},
       {{"architectures", {"LlamaForSequenceClassification"}}},
       {{"hidden_act", "gelu"}},
       {{"pretraining_tp", 2}},
       {{"attention_dropout", 0.1}},
-      {{"partial_rotary_factor", 0.5}},
+      {{"rope_scaling", {{"rope_type", "linear"}, {"factor", 2.0}, {"partial_rotary_factor", 0.5}}}},
       {{"rope_interleaved", true}},
       {{"quantization_config", {{"quant_method", "gptq"}}}},
-      {{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}},
       {{"rope_scaling", {{"type", "dynamic"}, {"factor", 2.0}}}},
-      {{"rope_scaling", {{"rope_type", "yarn"}, {"factor", 2.0}}}},
-      {{"rope_parameters", {{"rope_type", "longrope"}}}},
-      {{"rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}}}},
+      {{"rope_scaling", {{"rope_type", "ntk"}, {"factor", 2.0}}}},
       {{"torch_dtype", "float8_e4m3fn"}},
       {{"dtype", "int8"}},
   };
@@ -225,6 +222,8 @@ TEST_F(HostileConfigTest, WrongValuesAreRefusedByTheirKey) {
       {{"bos_token_id", 1.5}},
       {{"pad_token_id", 100}},
       {{"rope_scaling", "llama3"}},
+      {{"rope_parameters", {{"rope_type", "longrope"}}}},
+      {{"rope_parameters", {{"rope_type", "linear"}}}},
       {{"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8.0}}}},
       {{"torch_dtype", 16}},
   };
@@ -268,8 +267,8 @@ TEST_F(HostileConfigTest, ReadsBothSpellings) {
                                  {"high_freq_factor", 4.0},
                                  {"original_max_position_embeddings", 8192}}}});
   ASSERT_TRUE(old_style.ok()) << old_style.status();
-  EXPECT_EQ(old_style->rope_theta, 5e5);
-  EXPECT_EQ(old_style->rope_scaling->original_max_position_embeddings, 8192);
+  EXPECT_EQ(old_style->rope.theta, 5e5);
+  EXPECT_EQ(old_style->rope.original_max_position_embeddings, 8192);
   EXPECT_EQ(old_style->head_dim, 16);
   EXPECT_EQ(old_style->dtype, c10::ScalarType::BFloat16);
   EXPECT_FALSE(old_style->pad_token_id.has_value());
@@ -279,8 +278,8 @@ TEST_F(HostileConfigTest, ReadsBothSpellings) {
                                {"rope_scaling", nullptr},
                                {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 1e6}}}});
   ASSERT_TRUE(new_style.ok()) << new_style.status();
-  EXPECT_EQ(new_style->rope_theta, 1e6);
-  EXPECT_FALSE(new_style->rope_scaling.has_value());
+  EXPECT_EQ(new_style->rope.theta, 1e6);
+  EXPECT_EQ(new_style->rope.type, RopeType::kDefault);
   EXPECT_EQ(new_style->dtype, c10::ScalarType::Half);
   EXPECT_THAT(new_style->eos_token_ids, testing::ElementsAre(5, 6));
 }

@@ -295,10 +295,10 @@ TEST(LoraTest, MergesInFloatAndRoundsOnce) {
     ModelWeights merged = LoadWeights(root + "/base", dtype, at::kCPU).value();
     ASSERT_TRUE(MergeAdapter(adapter, merged).ok());
     const at::Tensor expected =
-        base.layers[1].down_proj.to(at::kFloat).add(Delta(adapter, "model.layers.1.mlp.down_proj")).to(dtype);
-    EXPECT_TRUE(at::allclose(merged.layers[1].down_proj.to(at::kFloat), expected.to(at::kFloat), 1e-6, 1e-6));
-    EXPECT_EQ(merged.layers[1].down_proj.scalar_type(), dtype);
-    EXPECT_TRUE(at::equal(merged.layers[1].up_proj, base.layers[1].up_proj));
+        base.layers[1][kDown].weight.to(at::kFloat).add(Delta(adapter, "model.layers.1.mlp.down_proj")).to(dtype);
+    EXPECT_TRUE(at::allclose(merged.layers[1][kDown].weight.to(at::kFloat), expected.to(at::kFloat), 1e-6, 1e-6));
+    EXPECT_EQ(merged.layers[1][kDown].weight.scalar_type(), dtype);
+    EXPECT_TRUE(at::equal(merged.layers[1][kUp].weight, base.layers[1][kUp].weight));
     if (kept != nullptr && dtype == at::kFloat) {
       ASSERT_TRUE(SaveModelFolder(merged, dtype, root + "/base", root + "/merged").ok());
       ASSERT_TRUE(MakeFolders(root + "/adapter").ok());

@@ -34,6 +34,7 @@ ModelConfig Config(int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t hi
   config.max_position_embeddings = 4096;
   config.rms_norm_eps = 1e-5;
   config.tie_word_embeddings = tied;
+  FillDerived(config);
   return config;
 }
 
@@ -60,18 +61,18 @@ ModelWeights Weights(std::mt19937& random, const ModelConfig& c) {
     LayerWeights w;
     w.input_norm = Normal(random, {c.hidden_size}, 0.2) + 1.0;
     w.post_attention_norm = Normal(random, {c.hidden_size}, 0.2) + 1.0;
-    w.q_proj = Matrix(random, q_width, c.hidden_size);
-    w.k_proj = Matrix(random, kv_width, c.hidden_size);
-    w.v_proj = Matrix(random, kv_width, c.hidden_size);
-    w.o_proj = Matrix(random, c.hidden_size, q_width);
-    w.gate_proj = Matrix(random, c.intermediate_size, c.hidden_size);
-    w.up_proj = Matrix(random, c.intermediate_size, c.hidden_size);
-    w.down_proj = Matrix(random, c.hidden_size, c.intermediate_size);
-    if (c.attention_bias) {
-      w.q_bias = Normal(random, {q_width}, 0.2);
-      w.k_bias = Normal(random, {kv_width}, 0.2);
-      w.v_bias = Normal(random, {kv_width}, 0.2);
-      w.o_bias = Normal(random, {c.hidden_size}, 0.2);
+    w[kQ].weight = Matrix(random, q_width, c.hidden_size);
+    w[kK].weight = Matrix(random, kv_width, c.hidden_size);
+    w[kV].weight = Matrix(random, kv_width, c.hidden_size);
+    w[kO].weight = Matrix(random, c.hidden_size, q_width);
+    w[kGate].weight = Matrix(random, c.intermediate_size, c.hidden_size);
+    w[kUp].weight = Matrix(random, c.intermediate_size, c.hidden_size);
+    w[kDown].weight = Matrix(random, c.hidden_size, c.intermediate_size);
+    if (c.qkv_bias) {
+      w[kQ].bias = Normal(random, {q_width}, 0.2);
+      w[kK].bias = Normal(random, {kv_width}, 0.2);
+      w[kV].bias = Normal(random, {kv_width}, 0.2);
+      w[kO].bias = Normal(random, {c.hidden_size}, 0.2);
     }
     weights.layers.push_back(w);
   }
@@ -126,7 +127,7 @@ using Factory = absl::StatusOr<std::unique_ptr<TrainingModel>> (*)(ModelWeights,
                                                                    const TrainingModelOptions&);
 
 void ExpectAutogradsGradient(Case c, Factory make) {
-  c.config.attention_bias = c.biased;
+  c.config.qkv_bias = c.config.o_bias = c.biased;
   std::mt19937 random(17);
   at::set_num_threads(3);  // more than some cases have rows for
   const ModelWeights weights = Weights(random, c.config);
@@ -270,8 +271,8 @@ TEST_F(TrainingModelTest, Bf16IsNearF32) {
   ModelWeights narrow = weights_;
   for (at::Tensor* t : {&narrow.embed_tokens, &narrow.final_norm, &narrow.lm_head}) *t = t->to(at::kBFloat16);
   for (LayerWeights& w : narrow.layers) {
-    for (at::Tensor* t : {&w.input_norm, &w.q_proj, &w.k_proj, &w.v_proj, &w.o_proj, &w.post_attention_norm,
-                          &w.gate_proj, &w.up_proj, &w.down_proj}) {
+    for (at::Tensor* t : {&w.input_norm, &w[kQ].weight, &w[kK].weight, &w[kV].weight, &w[kO].weight, &w.post_attention_norm,
+                          &w[kGate].weight, &w[kUp].weight, &w[kDown].weight}) {
       *t = t->to(at::kBFloat16);
     }
   }

@@ -94,14 +94,14 @@ class Reference {
       const std::string mlp = absl::StrCat("model.layers.", i, ".mlp.");
       const at::Tensor normed = Norm(x, w.input_norm);
       const auto heads = [&](const at::Tensor& y) { return y.view({tokens, -1, config_.head_dim}); };
-      const at::Tensor q = Rotate(heads(Linear(attention + "q_proj", w.q_proj, w.q_bias, normed)));
-      const at::Tensor k = Rotate(heads(Linear(attention + "k_proj", w.k_proj, w.k_bias, normed)));
-      const at::Tensor v = heads(Linear(attention + "v_proj", w.v_proj, w.v_bias, normed));
-      x = x + Linear(attention + "o_proj", w.o_proj, w.o_bias, Attend(q, k, v));
+      const at::Tensor q = Rotate(heads(Linear(attention + "q_proj", w[kQ].weight, w[kQ].bias, normed)));
+      const at::Tensor k = Rotate(heads(Linear(attention + "k_proj", w[kK].weight, w[kK].bias, normed)));
+      const at::Tensor v = heads(Linear(attention + "v_proj", w[kV].weight, w[kV].bias, normed));
+      x = x + Linear(attention + "o_proj", w[kO].weight, w[kO].bias, Attend(q, k, v));
       const at::Tensor middle = Norm(x, w.post_attention_norm);
-      const at::Tensor product = at::silu(Linear(mlp + "gate_proj", w.gate_proj, w.gate_bias, middle)) *
-                                 Linear(mlp + "up_proj", w.up_proj, w.up_bias, middle);
-      x = x + Linear(mlp + "down_proj", w.down_proj, w.down_bias, product);
+      const at::Tensor product = at::silu(Linear(mlp + "gate_proj", w[kGate].weight, w[kGate].bias, middle)) *
+                                 Linear(mlp + "up_proj", w[kUp].weight, w[kUp].bias, middle);
+      x = x + Linear(mlp + "down_proj", w[kDown].weight, w[kDown].bias, product);
     }
     return at::mm(Norm(x, weights_.final_norm), weights_.lm_head.to(at::kDouble).t());
   }

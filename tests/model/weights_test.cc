@@ -43,8 +43,8 @@ class WeightsTest : public testing::Test {
 
 TEST_F(WeightsTest, RoundTripsThroughAFolder) {
   ModelConfig config = Tiny();
-  config.attention_bias = true;
-  config.rope_scaling = Llama3RopeScaling{8.0, 1.0, 4.0, 16};
+  config.qkv_bias = config.o_bias = true;
+  config.rope = {.type = RopeType::kLlama3, .factor = 8.0, .original_max_position_embeddings = 16};
   const ModelWeights weights = RandomWeights(config, at::kFloat, at::kCPU, 7);
   ASSERT_TRUE(SaveModelFolder(weights, at::kFloat, "", Path("m")).ok());
   const auto loaded = LoadWeights(Path("m"), std::nullopt, at::kCPU);
@@ -57,9 +57,9 @@ TEST_F(WeightsTest, RoundTripsThroughAFolder) {
     EXPECT_TRUE(at::equal(before[i].second, after[i].second)) << before[i].first;
   }
   EXPECT_EQ(loaded->config.eos_token_ids, config.eos_token_ids);
-  ASSERT_TRUE(loaded->config.rope_scaling.has_value());
-  EXPECT_EQ(loaded->config.rope_scaling->factor, 8.0);
-  EXPECT_FALSE(loaded->layers[0].gate_bias.defined());
+  EXPECT_EQ(loaded->config.rope.type, RopeType::kLlama3);
+  EXPECT_EQ(loaded->config.rope.factor, 8.0);
+  EXPECT_FALSE(loaded->layers[0][kGate].bias.defined());
 }
 
 TEST_F(WeightsTest, TiedHeadSharesStorageAndDtypeConverts) {
@@ -94,7 +94,7 @@ TEST_F(WeightsTest, ReadsShards) {
   std::ofstream(Path("m/model.safetensors.index.json")) << "{\"weight_map\":{" << map << "}}";
   const auto loaded = LoadWeights(Path("m"), std::nullopt, at::kCPU);
   ASSERT_TRUE(loaded.ok()) << loaded.status();
-  EXPECT_TRUE(at::equal(loaded->layers[1].down_proj, weights.layers[1].down_proj));
+  EXPECT_TRUE(at::equal(loaded->layers[1][kDown].weight, weights.layers[1][kDown].weight));
 }
 
 TEST_F(WeightsTest, NamesWhatIsMissingOrMisshapen) {

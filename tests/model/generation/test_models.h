@@ -37,9 +37,12 @@ inline ModelWeights MakeTestModel(const TestModelOptions& options) {
   config.head_dim = options.head_dim;
   config.max_position_embeddings = 1024;
   config.tie_word_embeddings = options.tied;
-  config.attention_bias = config.mlp_bias = options.biases;
+  config.qkv_bias = config.o_bias = config.mlp_bias = options.biases;
   config.eos_token_ids = {1};
-  if (options.llama3) config.rope_scaling = Llama3RopeScaling{8.0, 1.0, 4.0, 64};
+  if (options.llama3) {
+    config.rope = {.type = RopeType::kLlama3, .factor = 8.0, .original_max_position_embeddings = 64};
+  }
+  FillDerived(config);
   const auto matrix = [&](int64_t rows, int64_t columns) {
     return (at::randn({rows, columns}) * 0.15).to(options.dtype);
   };
@@ -51,21 +54,21 @@ inline ModelWeights MakeTestModel(const TestModelOptions& options) {
   for (int64_t i = 0; i < options.layers; ++i) {
     LayerWeights layer;
     layer.input_norm = vector(options.hidden_size, 1.0);
-    layer.q_proj = matrix(query, options.hidden_size);
-    layer.k_proj = matrix(kv, options.hidden_size);
-    layer.v_proj = matrix(kv, options.hidden_size);
-    layer.o_proj = matrix(options.hidden_size, query);
+    layer[kQ].weight = matrix(query, options.hidden_size);
+    layer[kK].weight = matrix(kv, options.hidden_size);
+    layer[kV].weight = matrix(kv, options.hidden_size);
+    layer[kO].weight = matrix(options.hidden_size, query);
     layer.post_attention_norm = vector(options.hidden_size, 1.0);
-    layer.gate_proj = matrix(options.intermediate_size, options.hidden_size);
-    layer.up_proj = matrix(options.intermediate_size, options.hidden_size);
-    layer.down_proj = matrix(options.hidden_size, options.intermediate_size);
-    layer.q_bias = bias(query);
-    layer.k_bias = bias(kv);
-    layer.v_bias = bias(kv);
-    layer.o_bias = bias(options.hidden_size);
-    layer.gate_bias = bias(options.intermediate_size);
-    layer.up_bias = bias(options.intermediate_size);
-    layer.down_bias = bias(options.hidden_size);
+    layer[kGate].weight = matrix(options.intermediate_size, options.hidden_size);
+    layer[kUp].weight = matrix(options.intermediate_size, options.hidden_size);
+    layer[kDown].weight = matrix(options.hidden_size, options.intermediate_size);
+    layer[kQ].bias = bias(query);
+    layer[kK].bias = bias(kv);
+    layer[kV].bias = bias(kv);
+    layer[kO].bias = bias(options.hidden_size);
+    layer[kGate].bias = bias(options.intermediate_size);
+    layer[kUp].bias = bias(options.intermediate_size);
+    layer[kDown].bias = bias(options.hidden_size);
     model.layers.push_back(layer);
   }
   model.final_norm = vector(options.hidden_size, 1.0);
