@@ -63,8 +63,8 @@ double ReadBandwidth(int threads) {
 int64_t Bytes(const ModelWeights& weights) {
   int64_t bytes = static_cast<int64_t>(weights.lm_head.nbytes());
   for (const LayerWeights& layer : weights.layers) {
-    for (const at::Tensor* weight : {&layer[kQ].weight, &layer[kK].weight, &layer[kV].weight, &layer[kO].weight, &layer[kGate].weight,
-                                     &layer[kUp].weight, &layer[kDown].weight})
+    for (const at::Tensor* weight : {&layer[kQ].weight, &layer[kK].weight, &layer[kV].weight, &layer[kO].weight,
+                                     &layer[kGate].weight, &layer[kUp].weight, &layer[kDown].weight})
       bytes += static_cast<int64_t>(weight->nbytes());
   }
   return bytes;

@@ -68,8 +68,11 @@ const Family* ReadFamily(ConfigReader& top, ModelConfig& config) {
   return family;
 }
 
-void ReadTokenIds(ConfigReader& top, ModelConfig& config) {
+void ReadTokenIds(const Family& family, ConfigReader& top, ModelConfig& config) {
   config.eos_token_ids = top.TokenIds("eos_token_id", config.vocab_size);
+  if (!top.object().contains("eos_token_id") && family.eos_token_id >= 0 && family.eos_token_id < config.vocab_size) {
+    config.eos_token_ids = {family.eos_token_id};
+  }
   if (const auto ids = top.TokenIds("bos_token_id", config.vocab_size); !ids.empty()) config.bos_token_id = ids[0];
   // -1 is what some folders write for "none".
   if (const json* pad = top.Find("pad_token_id"); pad != nullptr && *pad != -1) {
@@ -113,7 +116,10 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const json& object, const json& gen
   if (const std::string act = top.String("hidden_act", "silu"); act != "silu" && act != "swish") {
     top.Unsupported("hidden_act", act);
   }
-  top.Only("attention_dropout", 0.0);
+  // Dropout of activations is in effect in training alone, where it is refused.
+  for (const char* key : {"attention_dropout", "resid_pdrop", "embd_pdrop"}) {
+    if (top.Number(key, 0.0) != 0.0) config.activation_dropout = key;
+  }
   top.Only("pretraining_tp", 1);
   RETURN_IF_ERROR(top.status());
   family->read(top, config);
@@ -121,13 +127,12 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const json& object, const json& gen
   FillDerived(config);
   ReadDtype(top, config);
   ReadQuantization(top, config);
-  ReadTokenIds(top, config);
+  ReadTokenIds(*family, top, config);
   RETURN_IF_ERROR(top.status());
   if (!generation.is_null()) {
     ConfigReader reader(generation, absl::StrCat(folder, "/generation_config.json: "));
-    if (auto ids = reader.TokenIds("eos_token_id", config.vocab_size); !ids.empty()) {
-      config.eos_token_ids = std::move(ids);
-    }
+    // Where the file is there it alone decides, also for "none".
+    config.eos_token_ids = reader.TokenIds("eos_token_id", config.vocab_size);
     RETURN_IF_ERROR(reader.status());
   }
   return config;

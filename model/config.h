@@ -79,20 +79,21 @@ struct ModelConfig {
   int64_t max_position_embeddings = 0;
   double rms_norm_eps = 1e-6;
   RopeConfig rope;
-  double attention_scale = 0.0;              // what scores are multiplied by
-  std::vector<int64_t> sliding_window;       // by layer: the last tokens that a token sees, itself included; 0: all
-  std::optional<MlaConfig> mla;              // instead of q, k and v projections
-  std::optional<MoeConfig> moe;              // instead of the MLP from layer first_dense_layers on
-  bool fused_projections = false;            // qkv_proj and gate_up_proj in one tensor each
-  bool qk_norm = false;                      // RMSNorm over each head's queries and keys
-  bool qkv_bias = false;                     // of q, k, v; with latent attention of the projections down to the latents
+  double attention_scale = 0.0;         // what scores are multiplied by
+  std::vector<int64_t> sliding_window;  // by layer: the last tokens that a token sees, itself included; 0: all
+  std::optional<MlaConfig> mla;         // instead of q, k and v projections
+  std::optional<MoeConfig> moe;         // instead of the MLP from layer first_dense_layers on
+  bool fused_projections = false;       // qkv_proj and gate_up_proj in one tensor each
+  bool qk_norm = false;                 // RMSNorm over each head's queries and keys
+  bool qkv_bias = false;                // of q, k, v; with latent attention of the projections down to the latents
   bool o_bias = false;
   bool mlp_bias = false;
   bool tie_word_embeddings = false;
-  int64_t mtp_layers = 0;                          // multi-token prediction layers that the files may hold after the others
-  bool block_fp8 = false;                          // matrices in float8 with a scale for each 128 x 128 block
+  std::string activation_dropout;  // a key of dropout that training would have to apply; empty: none
+  int64_t mtp_layers = 0;          // multi-token prediction layers that the files may hold after the others
+  bool block_fp8 = false;          // matrices in float8 with a scale for each 128 x 128 block
   c10::ScalarType dtype = c10::ScalarType::Float;  // of the stored weights, as the config says
-  std::vector<int32_t> eos_token_ids;              // generation_config.json's, else config.json's
+  std::vector<int32_t> eos_token_ids;              // generation_config.json's where there is one, else config.json's
   std::optional<int32_t> bos_token_id;
   std::optional<int32_t> pad_token_id;
 
@@ -106,8 +107,8 @@ struct ModelConfig {
   int64_t context_length() const;
 };
 
-// The scale of a config that says nothing else, 1 / sqrt(head_dim), and rope over whole heads: for configs that are made
-// in code.
+// The scale of a config that says nothing else, 1 / sqrt(head_dim), and rope over whole heads: for configs that are
+// made in code.
 void FillDerived(ModelConfig& config);
 
 // Reads `folder`/config.json (old and new spellings: torch_dtype/dtype, rope_scaling/rope_parameters). Whatever changes

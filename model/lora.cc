@@ -64,8 +64,8 @@ std::vector<LinearModule> LinearModules(const ModelConfig& config) {
   std::vector<LinearModule> modules;
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     for (const ProjectionShape& shape : ProjectionsOf(config, layer)) {
-      modules.push_back({absl::StrCat("model.layers.", layer, ".", ProjectionName(shape.projection)),
-                         shape.in_features, shape.out_features});
+      modules.push_back({absl::StrCat("model.layers.", layer, ".", ProjectionName(shape.projection)), shape.in_features,
+                         shape.out_features});
     }
   }
   return modules;

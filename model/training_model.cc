@@ -20,6 +20,11 @@ absl::StatusOr<std::unique_ptr<TrainingModel>> TrainingModel::Create(ModelWeight
                                                    " needs weights of that type, these are ",
                                                    c10::toString(weights.embed_tokens.scalar_type())));
   }
+  if (!weights.config.activation_dropout.empty()) {
+    return absl::UnimplementedError(absl::StrCat("config.json: ", weights.config.activation_dropout,
+                                                 " above 0 is not supported in training; set it to 0 to train "
+                                                 "without it, as most recipes do"));
+  }
   if (options.lora_dropout < 0.0 || options.lora_dropout >= 1.0) {
     return absl::InvalidArgumentError(
         absl::StrCat("lora_dropout must be at least 0 and below 1, not ", options.lora_dropout));

@@ -102,7 +102,7 @@ absl::StatusOr<ModelWeights> LoadWeightsFrom(TensorSource& source, ModelConfig c
   const auto load = [&](const TensorPlace& place) -> absl::Status {
     return CatchTorchErrors(absl::StrCat(where, ": load ", place.name), [&]() -> absl::Status {
       ASSIGN_OR_RETURN(const at::Tensor stored,
-                       Read(source, weights.config, place.name, dtype.value_or(c10::ScalarType::BFloat16)));
+                       Read(source, weights.config, place.name, dtype.value_or(c10::ScalarType::Float)));
       RETURN_IF_ERROR(CheckShape(where, place, stored));
       if (!IsFloat(stored.scalar_type())) {
         return absl::InvalidArgumentError(absl::StrCat(where, ": tensor \"", place.name, "\" is stored as ",

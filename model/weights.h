@@ -100,8 +100,8 @@ std::vector<ProjectionShape> ProjectionsOf(const ModelConfig& config, int64_t la
 std::array<Linear, 3> SplitQkv(const ModelConfig& config, const LayerWeights& layer);
 std::array<Linear, 2> SplitGateUp(const ModelConfig& config, const LayerWeights& layer);
 
-// Loads a folder's safetensors, single or sharded, tensor by tensor. Without `dtype` tensors keep the file's (and on the
-// CPU alias the mapped file: read-only). Block-wise float8 is widened on the way (to `dtype`, else bf16). Errors:
+// Loads a folder's safetensors, single or sharded, tensor by tensor. Without `dtype` tensors keep the file's (and on
+// the CPU alias the mapped file: read-only). Block-wise float8 is widened on the way (to `dtype`, else f32). Errors:
 // kNotFound (a missing file or tensor, by name), kInvalidArgument (corrupt, or a shape that contradicts the config).
 absl::StatusOr<ModelWeights> LoadWeights(const std::string& folder, std::optional<c10::ScalarType> dtype,
                                          c10::Device device);

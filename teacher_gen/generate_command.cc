@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,18 +29,29 @@ struct Options {
   int64_t batch_size = 32;
 };
 
+// Bounds a sequence's memory; a model's own context is only warned of.
+constexpr int64_t kMaxSequenceTokens = int64_t{1} << 26;
+
 // What one input line has got so far: n samples, each a JSON field's value once it is there.
 struct LineState {
   std::vector<nlohmann::json> token_ids, text, finish_reason;
   int64_t missing = 0;
+  int64_t prompt_tokens = 0;
 };
 
 absl::Status Run(const Options& options, OrderedOutput& output) {
   ASSIGN_OR_RETURN(const std::vector<std::string> lines, ReadLines(options.flags.input));
-  ASSIGN_OR_RETURN(LoadedModel model, LoadModel(options.flags.model));
-  TraceText trace_text(*model.tokenizer);
+  ModelOptions wanted = options.flags.model;
+  wanted.tokenizer_optional = true;
+  wanted.eos_from_tokenizer = false;  // as transformers' generate()
+  ASSIGN_OR_RETURN(LoadedModel model, LoadModel(wanted));
+  std::optional<TraceText> trace_text;
+  if (model.tokenizer != nullptr) trace_text.emplace(*model.tokenizer);
   EngineOptions engine_options;
   engine_options.max_batch_size = options.batch_size;
+  engine_options.max_sequence_length = kMaxSequenceTokens;
+  engine_options.beyond_context = true;
+  ContextWarning context("generate", model.weights.config.context_length());
   ASSIGN_OR_RETURN(auto engine,
                    GenerationEngine::Create(std::move(model.weights), model.compute_dtype, engine_options));
 
@@ -52,7 +64,7 @@ absl::Status Run(const Options& options, OrderedOutput& output) {
     while (next < total && engine->active() < 2 * options.batch_size) {
       const int64_t index = next++;
       absl::StatusOr<std::vector<int32_t>> prompt =
-          LineToTokens(*model.tokenizer, lines[static_cast<size_t>(index)], true);
+          LineToTokens(model.tokenizer.get(), lines[static_cast<size_t>(index)], true);
       absl::Status status = prompt.status();
       for (int64_t sample = 0; sample < options.n && status.ok(); ++sample) {
         GenerationRequest request;
@@ -68,6 +80,7 @@ absl::Status Run(const Options& options, OrderedOutput& output) {
       }
       LineState& line = open[index];
       line.missing = options.n;
+      line.prompt_tokens = static_cast<int64_t>(prompt->size());
       for (auto* field : {&line.token_ids, &line.text, &line.finish_reason})
         field->resize(static_cast<size_t>(options.n));
     }
@@ -76,8 +89,12 @@ absl::Status Run(const Options& options, OrderedOutput& output) {
     for (const GenerationResult& result : ended) {
       const auto index = static_cast<int64_t>(result.id) / options.n;
       const auto sample = static_cast<size_t>(static_cast<int64_t>(result.id) % options.n);
-      ASSIGN_OR_RETURN(std::string text, trace_text.Decode(result.token_ids));
+      nlohmann::json text;  // null without a tokenizer
+      if (trace_text.has_value()) {
+        ASSIGN_OR_RETURN(text, trace_text->Decode(result.token_ids));
+      }
       tokens += static_cast<int64_t>(result.token_ids.size());
+      context.Saw(open[index].prompt_tokens + static_cast<int64_t>(result.token_ids.size()));
       LineState& line = open[index];
       line.token_ids[sample] = result.token_ids;
       line.text[sample] = std::move(text);

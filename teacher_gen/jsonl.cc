@@ -54,28 +54,33 @@ absl::StatusOr<std::vector<std::string>> ReadLines(const std::string& path) {
     total += line.size();
     if (line.size() > kMaxLineBytes || total > kMaxInputBytes)
       return absl::ResourceExhaustedError(absl::StrCat(source, ": a line over 64 MiB, or over 4 GiB in all"));
-    if (line.find_first_not_of(" \t\r") != std::string::npos) lines.push_back(line);
+    lines.push_back(line);
   }
   if (in.bad()) return absl::InternalError(absl::StrCat("read ", source, " failed"));
   return lines;
 }
 
-absl::StatusOr<std::vector<int32_t>> LineToTokens(const Tokenizer& tokenizer, absl::string_view line,
+absl::StatusOr<std::vector<int32_t>> LineToTokens(const Tokenizer* tokenizer, absl::string_view line,
                                                   bool add_generation_prompt) {
+  if (line.find_first_not_of(" \t\r") == absl::string_view::npos)
+    return absl::InvalidArgumentError("the line is empty");
   ASSIGN_OR_RETURN(const nlohmann::json row, ParseJson(line, "line"));
   if (!row.is_object()) return absl::InvalidArgumentError("the line is not a JSON object");
   if (row.contains("token_ids")) return TokenIds(row["token_ids"]);
+  if (tokenizer == nullptr) {
+    return absl::FailedPreconditionError("the model folder has no tokenizer: only \"token_ids\" can be taken");
+  }
   for (const char* key : {"text", "prompt"}) {
     if (!row.contains(key)) continue;
     if (!row[key].is_string()) return absl::InvalidArgumentError(absl::StrCat(key, ": must be a string"));
-    return tokenizer.Encode(row[key].get_ref<const std::string&>(), true);
+    return tokenizer->Encode(row[key].get_ref<const std::string&>(), true);
   }
   if (row.contains("messages")) {
     if (!row["messages"].is_array()) return absl::InvalidArgumentError("messages: must be a list of messages");
     // Parsed again, for the order of the keys, which templates may print.
     const std::string messages = nlohmann::ordered_json::parse(line)["messages"].dump();
-    ASSIGN_OR_RETURN(const std::string text, tokenizer.ApplyChatTemplate(messages, add_generation_prompt));
-    return tokenizer.Encode(text, false);
+    ASSIGN_OR_RETURN(const std::string text, tokenizer->ApplyChatTemplate(messages, add_generation_prompt));
+    return tokenizer->Encode(text, false);
   }
   return absl::InvalidArgumentError(R"(needs one of "token_ids", "text", "prompt", "messages")");
 }
@@ -104,6 +109,13 @@ absl::Status OrderedOutput::PutError(int64_t index, const absl::Status& error) {
 absl::Status OrderedOutput::Finish() {
   if (path_ == "-") return absl::OkStatus();
   return WriteFileAtomically(path_, contents_);
+}
+
+void ContextWarning::Saw(int64_t tokens) {
+  if (said_ || tokens <= context_length_) return;
+  said_ = true;
+  std::fprintf(stderr, "%s: warning: a sequence of %lld tokens goes past the model's context of %lld\n", verb_.c_str(),
+               static_cast<long long>(tokens), static_cast<long long>(context_length_));
 }
 
 LineProgress::LineProgress(std::string verb, int64_t total)

@@ -15,13 +15,14 @@
 
 namespace retort {
 
-// The non-blank lines of a file, or of standard input for "-". Errors: kNotFound, kPermissionDenied, kResourceExhausted
+// The lines of a file, or of standard input for "-". Errors: kNotFound, kPermissionDenied, kResourceExhausted
 // (a line over 64 MiB, or over 4 GiB in all).
 absl::StatusOr<std::vector<std::string>> ReadLines(const std::string& path);
 
-// The token ids that one input line means: {"token_ids"} as they are, {"text"} or {"prompt"} with the tokenizer's
-// special tokens, {"messages"} through the chat template. Errors: kInvalidArgument, kFailedPrecondition (no template).
-absl::StatusOr<std::vector<int32_t>> LineToTokens(const Tokenizer& tokenizer, absl::string_view line,
+// The token ids that one input line means (`tokenizer` may be null: then only token_ids will do): {"token_ids"} as they
+// are, {"text"} or {"prompt"} with the tokenizer's special tokens, {"messages"} through the chat template. Errors:
+// kInvalidArgument, kFailedPrecondition (no template).
+absl::StatusOr<std::vector<int32_t>> LineToTokens(const Tokenizer* tokenizer, absl::string_view line,
                                                   bool add_generation_prompt);
 
 // Takes finished lines in any order and writes them in order: to standard output ("-") as soon as the lines before are
@@ -45,6 +46,19 @@ class OrderedOutput {
   int64_t errors_ = 0;
   std::map<int64_t, std::string> waiting_;
   std::string contents_;
+};
+
+// Says once, on standard error, that a sequence is longer than what its model was made for: what the model says of it
+// is seldom sensible, but it is what was asked for.
+class ContextWarning {
+ public:
+  ContextWarning(std::string verb, int64_t context_length) : verb_(std::move(verb)), context_length_(context_length) {}
+  void Saw(int64_t tokens);
+
+ private:
+  const std::string verb_;
+  const int64_t context_length_;
+  bool said_ = false;
 };
 
 // A line of progress on standard error, where that is a terminal, at most five times a second.

@@ -21,7 +21,12 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   } else {
     return absl::InvalidArgumentError(absl::StrCat("dtype \"", dtype, "\": must be float32 or bfloat16"));
   }
-  ASSIGN_OR_RETURN(loaded.tokenizer, Tokenizer::Load(options.model, options.now));
+  auto tokenizer = Tokenizer::Load(options.model, options.now);
+  if (tokenizer.ok()) {
+    loaded.tokenizer = *std::move(tokenizer);
+  } else if (!options.tokenizer_optional || !absl::IsNotFound(tokenizer.status())) {
+    return tokenizer.status();
+  }
   std::optional<c10::ScalarType> stored;  // what the file has: the CPU engine widens as it reads
   if (!options.adapter.empty()) {
     stored = c10::ScalarType::Float;
@@ -33,7 +38,8 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
     ASSIGN_OR_RETURN(const LoraAdapter adapter, LoadAdapter(options.adapter, loaded.weights.config));
     RETURN_IF_ERROR(MergeAdapter(adapter, loaded.weights));
   }
-  if (loaded.weights.config.eos_token_ids.empty() && loaded.tokenizer->eos_token_id() >= 0)
+  if (options.eos_from_tokenizer && loaded.weights.config.eos_token_ids.empty() && loaded.tokenizer != nullptr &&
+      loaded.tokenizer->eos_token_id() >= 0)
     loaded.weights.config.eos_token_ids.push_back(loaded.tokenizer->eos_token_id());
   return loaded;
 }

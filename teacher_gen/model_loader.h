@@ -20,12 +20,16 @@ struct ModelOptions {
   std::string dtype;    // "float32" | "bfloat16"; empty: bfloat16 on a GPU, float32 on a CPU
   std::string device = "auto";
   absl::Time now = absl::Now();  // for chat templates, as in Tokenizer::Load
+  // A folder without tokenizer files will do: for work on token ids.
+  bool tokenizer_optional = false;
+  // Where the configs name no EOS the tokenizer's is taken: generation that never stops serves nobody's job.
+  bool eos_from_tokenizer = true;
 };
 
 struct LoadedModel {
-  ModelWeights weights;  // on the device; config.eos_token_ids is the tokenizer's EOS where the configs name none
+  ModelWeights weights;  // on the device; config.eos_token_ids as ModelOptions says
   c10::ScalarType compute_dtype = c10::ScalarType::Float;
-  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<Tokenizer> tokenizer;  // null: the folder has none, and none was asked for
 };
 
 // Errors: kNotFound, kInvalidArgument, kUnimplemented (the folder; names the file and key), kFailedPrecondition

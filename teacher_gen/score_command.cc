@@ -18,8 +18,11 @@ constexpr size_t kBatchTokens = 4096;
 
 absl::Status Run(const ModelFlags& flags, OrderedOutput& output) {
   ASSIGN_OR_RETURN(const std::vector<std::string> lines, ReadLines(flags.input));
-  ASSIGN_OR_RETURN(LoadedModel model, LoadModel(flags.model));
-  ASSIGN_OR_RETURN(auto scorer, Scorer::Create(std::move(model.weights), model.compute_dtype));
+  ModelOptions wanted = flags.model;
+  wanted.tokenizer_optional = true;
+  ASSIGN_OR_RETURN(LoadedModel model, LoadModel(wanted));
+  ContextWarning context("score", model.weights.config.context_length());
+  ASSIGN_OR_RETURN(auto scorer, Scorer::Create(std::move(model.weights), model.compute_dtype, /*beyond_context=*/true));
 
   LineProgress progress("score", static_cast<int64_t>(lines.size()));
   std::vector<std::vector<int32_t>> batch;
@@ -42,13 +45,14 @@ absl::Status Run(const ModelFlags& flags, OrderedOutput& output) {
     return absl::OkStatus();
   };
   for (size_t index = 0; index < lines.size(); ++index) {
-    absl::StatusOr<std::vector<int32_t>> ids = LineToTokens(*model.tokenizer, lines[index], false);
+    absl::StatusOr<std::vector<int32_t>> ids = LineToTokens(model.tokenizer.get(), lines[index], false);
     absl::Status status = ids.status();
     if (status.ok()) status = scorer->Check(*ids);
     if (!status.ok()) {
       RETURN_IF_ERROR(output.PutError(static_cast<int64_t>(index), status));
       continue;
     }
+    context.Saw(static_cast<int64_t>(ids->size()));
     batch_tokens += ids->size();
     batch.push_back(*std::move(ids));
     indices.push_back(static_cast<int64_t>(index));

@@ -38,7 +38,9 @@ class ConfigReader {
   void Unsupported(const char* key, const nlohmann::json& value);
   void Fail(const char* key, const std::string& why);
   // Another reader's problem, kept as this one's if it is the first.
-  void Adopt(const absl::Status& status) { if (status_.ok()) status_ = status; }
+  void Adopt(const absl::Status& status) {
+    if (status_.ok()) status_ = status;
+  }
 
   const nlohmann::json& object() const { return object_; }
   const std::string& where() const { return where_; }

@@ -13,13 +13,13 @@ namespace {
 using nlohmann::json;
 
 constexpr Family kFamilies[] = {
-    {"llama", "LlamaForCausalLM", ReadLlama},
-    {"mistral", "MistralForCausalLM", ReadMistral},
-    {"qwen2", "Qwen2ForCausalLM", ReadQwen2},
-    {"qwen3", "Qwen3ForCausalLM", ReadQwen3},
-    {"phi3", "Phi3ForCausalLM", ReadPhi3},
-    {"deepseek_v2", "DeepseekV2ForCausalLM", ReadDeepseekV2},
-    {"deepseek_v3", "DeepseekV3ForCausalLM", ReadDeepseekV3},
+    {"llama", "LlamaForCausalLM", 2, ReadLlama},
+    {"mistral", "MistralForCausalLM", 2, ReadMistral},
+    {"qwen2", "Qwen2ForCausalLM", -1, ReadQwen2},
+    {"qwen3", "Qwen3ForCausalLM", -1, ReadQwen3},
+    {"phi3", "Phi3ForCausalLM", 32000, ReadPhi3},
+    {"deepseek_v2", "DeepseekV2ForCausalLM", 2, ReadDeepseekV2},
+    {"deepseek_v3", "DeepseekV3ForCausalLM", 1, ReadDeepseekV3},
 };
 
 // Of YaRN (arXiv:2309.00071, section 3.4), with transformers' coefficient.
@@ -51,9 +51,8 @@ void ReadYarn(ConfigReader& rope, const ModelConfig& config, RopeConfig& out) {
 void ReadLongrope(ConfigReader& rope, const ModelConfig& config, RopeConfig& out) {
   const auto original = static_cast<double>(out.original_max_position_embeddings);
   out.factor = rope.Positive("factor", static_cast<double>(config.max_position_embeddings) / original);
-  out.attention_factor = out.factor <= 1.0 || original <= 1.0
-                             ? 1.0
-                             : std::sqrt(1.0 + std::log(out.factor) / std::log(original));
+  out.attention_factor =
+      out.factor <= 1.0 || original <= 1.0 ? 1.0 : std::sqrt(1.0 + std::log(out.factor) / std::log(original));
   out.attention_factor = rope.Number("attention_factor", out.attention_factor);
   out.short_factor = rope.Positives("short_factor");
   out.long_factor = rope.Positives("long_factor");
@@ -95,8 +94,8 @@ void ReadScaling(ConfigReader& rope, ConfigReader& top, const RopeReading& readi
                            "least 2 is needed"));
   }
   if (!rope.status().ok()) return;
-  const int64_t inner = rope.Integer("original_max_position_embeddings", config.max_position_embeddings, 1,
-                                     kMaxPositions);
+  const int64_t inner =
+      rope.Integer("original_max_position_embeddings", config.max_position_embeddings, 1, kMaxPositions);
   // The one beside the scaling wins.
   out.original_max_position_embeddings = top.Integer(
       "original_max_position_embeddings", reading.original_max_position_embeddings.value_or(inner), 1, kMaxPositions);

@@ -12,8 +12,6 @@ void ReadPhi3(ConfigReader& reader, ModelConfig& config) {
             .original_max_position_embeddings = 4096,
             .yarn_means_longrope = true},
            config);
-  reader.Only("resid_pdrop", 0.0);
-  reader.Only("embd_pdrop", 0.0);
   SetWindow(reader.Integer("sliding_window", 0, 0, kMaxPositions), config);
   config.fused_projections = true;
 }

@@ -9,13 +9,22 @@
 namespace retort {
 namespace {
 
-constexpr absl::string_view kNames[kProjections] = {
-    "self_attn.q_proj",          "self_attn.k_proj",           "self_attn.v_proj",
-    "self_attn.qkv_proj",        "self_attn.o_proj",           "self_attn.q_a_proj",
-    "self_attn.q_b_proj",        "self_attn.kv_a_proj_with_mqa", "self_attn.kv_b_proj",
-    "mlp.gate_proj",             "mlp.up_proj",                "mlp.gate_up_proj",
-    "mlp.down_proj",             "mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj",
-    "mlp.shared_experts.down_proj"};
+constexpr absl::string_view kNames[kProjections] = {"self_attn.q_proj",
+                                                    "self_attn.k_proj",
+                                                    "self_attn.v_proj",
+                                                    "self_attn.qkv_proj",
+                                                    "self_attn.o_proj",
+                                                    "self_attn.q_a_proj",
+                                                    "self_attn.q_b_proj",
+                                                    "self_attn.kv_a_proj_with_mqa",
+                                                    "self_attn.kv_b_proj",
+                                                    "mlp.gate_proj",
+                                                    "mlp.up_proj",
+                                                    "mlp.gate_up_proj",
+                                                    "mlp.down_proj",
+                                                    "mlp.shared_experts.gate_proj",
+                                                    "mlp.shared_experts.up_proj",
+                                                    "mlp.shared_experts.down_proj"};
 
 using Visit = std::function<absl::Status(const TensorPlace&)>;
 
@@ -45,8 +54,7 @@ void AddAttention(const ModelConfig& config, std::vector<ProjectionShape>& shape
   shapes.push_back({kO, hidden, values, config.o_bias});
 }
 
-absl::Status VisitNorms(const ModelConfig& config, const std::string& prefix, LayerWeights& layer,
-                        const Visit& visit) {
+absl::Status VisitNorms(const ModelConfig& config, const std::string& prefix, LayerWeights& layer, const Visit& visit) {
   const auto norm = [&](const char* name, int64_t width, at::Tensor& tensor) {
     return visit({absl::StrCat(prefix, "self_attn.", name, ".weight"), {width}, &tensor});
   };
@@ -131,8 +139,7 @@ std::vector<ProjectionShape> ProjectionsOf(const ModelConfig& config, int64_t la
 absl::Status VisitTensors(ModelWeights& weights, const Visit& visit) {
   const ModelConfig& config = weights.config;
   weights.layers.resize(static_cast<size_t>(config.num_hidden_layers));
-  RETURN_IF_ERROR(
-      visit({"model.embed_tokens.weight", {config.vocab_size, config.hidden_size}, &weights.embed_tokens}));
+  RETURN_IF_ERROR(visit({"model.embed_tokens.weight", {config.vocab_size, config.hidden_size}, &weights.embed_tokens}));
   for (size_t i = 0; i < weights.layers.size(); ++i) {
     RETURN_IF_ERROR(VisitLayer(config, static_cast<int64_t>(i), weights.layers[i], visit));
   }

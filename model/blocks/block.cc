@@ -42,9 +42,8 @@ at::Tensor LatentAttention(const ModelConfig& config, const LayerWeights& layer,
   const MlaConfig& mla = *config.mla;
   const int64_t heads = config.num_attention_heads;
   const at::Tensor query =
-      mla.q_lora_rank > 0
-          ? context.Project(kQUp, RmsNorm(context.Project(kQDown, x), layer.q_down_norm, mla.norm_eps))
-          : context.Project(kQ, x);
+      mla.q_lora_rank > 0 ? context.Project(kQUp, RmsNorm(context.Project(kQDown, x), layer.q_down_norm, mla.norm_eps))
+                          : context.Project(kQ, x);
   const at::Tensor q = Heads(query, heads);
   const at::Tensor q_rotated =
       Rotate(q.narrow(2, mla.qk_nope_head_dim, mla.qk_rope_head_dim), rope.cos, rope.sin, config.rope.interleaved);
@@ -56,7 +55,8 @@ at::Tensor LatentAttention(const ModelConfig& config, const LayerWeights& layer,
                                       rope.sin, config.rope.interleaved);
   const at::Tensor expanded = Heads(context.Project(kKvUp, latent), heads);
   const at::Tensor k = at::cat(
-      {expanded.narrow(2, 0, mla.qk_nope_head_dim), k_rotated.expand({k_rotated.size(0), heads, k_rotated.size(2)})}, 2);
+      {expanded.narrow(2, 0, mla.qk_nope_head_dim), k_rotated.expand({k_rotated.size(0), heads, k_rotated.size(2)})},
+      2);
   const at::Tensor v = expanded.narrow(2, mla.qk_nope_head_dim, mla.v_head_dim);
   return context.Attend(at::cat({q.narrow(2, 0, mla.qk_nope_head_dim), q_rotated}, 2), k, v, config.window(index))
       .flatten(1);
@@ -65,9 +65,8 @@ at::Tensor LatentAttention(const ModelConfig& config, const LayerWeights& layer,
 at::Tensor Mlp(const ModelConfig& config, const at::Tensor& x, LayerContext& context) {
   if (config.fused_projections) {
     const at::Tensor both = context.Project(kGateUp, x);
-    return context.Project(
-        kDown, SwiGlu(both.narrow(1, 0, config.intermediate_size),
-                      both.narrow(1, config.intermediate_size, config.intermediate_size)));
+    return context.Project(kDown, SwiGlu(both.narrow(1, 0, config.intermediate_size),
+                                         both.narrow(1, config.intermediate_size, config.intermediate_size)));
   }
   return context.Project(kDown, SwiGlu(context.Project(kGate, x), context.Project(kUp, x)));
 }
@@ -77,14 +76,13 @@ at::Tensor Mlp(const ModelConfig& config, const at::Tensor& x, LayerContext& con
 at::Tensor RunBlock(const ModelConfig& config, const LayerWeights& layer, int64_t index, const at::Tensor& x,
                     const RopeRows& rope, LayerContext& context) {
   const at::Tensor normed = RmsNorm(x, layer.input_norm, config.rms_norm_eps);
-  const at::Tensor attended = config.mla.has_value()
-                                  ? LatentAttention(config, layer, index, normed, rope, context)
-                                  : GroupedAttention(config, layer, index, normed, rope, context);
+  const at::Tensor attended = config.mla.has_value() ? LatentAttention(config, layer, index, normed, rope, context)
+                                                     : GroupedAttention(config, layer, index, normed, rope, context);
   const at::Tensor middle = x + context.Project(kO, attended);
   const at::Tensor inner = RmsNorm(middle, layer.post_attention_norm, config.rms_norm_eps);
   if (!config.is_moe(index)) return middle + Mlp(config, inner, context);
-  const at::Tensor shared = context.Project(
-      kSharedDown, SwiGlu(context.Project(kSharedGate, inner), context.Project(kSharedUp, inner)));
+  const at::Tensor shared =
+      context.Project(kSharedDown, SwiGlu(context.Project(kSharedGate, inner), context.Project(kSharedUp, inner)));
   return middle + (RoutedExperts(*config.moe, layer, inner) + shared);
 }
 

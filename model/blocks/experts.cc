@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 
 #include <limits>
+#include <optional>
 
 #include "model/blocks/block.h"
 #include "model/blocks/ops.h"
@@ -37,8 +38,8 @@ Routing Route(const MoeConfig& moe, const LayerWeights& layer, const at::Tensor&
   at::Tensor choice = scores.detach();
   if (layer.router_correction_bias.defined()) choice = choice + layer.router_correction_bias.to(at::kFloat);
   // A correction may make scores negative: those that are out must lie below any.
-  choice = LimitToGroups(moe, choice, layer.router_correction_bias.defined() ? -std::numeric_limits<double>::infinity()
-                                                                             : 0.0);
+  choice = LimitToGroups(moe, choice,
+                         layer.router_correction_bias.defined() ? -std::numeric_limits<double>::infinity() : 0.0);
   Routing routing;
   routing.experts = std::get<1>(choice.topk(moe.experts_per_token, -1));
   // Without a correction the choice is among the scores themselves: one that is out, and still needed, weighs nothing.
@@ -56,7 +57,7 @@ at::Tensor RoutedExperts(const MoeConfig& moe, const LayerWeights& layer, const 
   const int64_t tokens = x.size(0);
   const int64_t chosen = moe.experts_per_token;
   const at::Tensor expert_of = routing.experts.flatten();
-  const at::Tensor order = std::get<1>(expert_of.sort(/*stable=*/true, /*dim=*/0));
+  const at::Tensor order = std::get<1>(expert_of.sort(/*stable=*/std::optional<bool>(true), /*dim=*/0));
   const at::Tensor counts = at::bincount(expert_of, {}, moe.num_experts).to(at::kCPU);
   // Each choice has a row of its own: permutations have gradients without sums, so their bits depend on no order.
   const at::Tensor rows = x.unsqueeze(1).expand({tokens, chosen, x.size(1)}).reshape({tokens * chosen, -1});

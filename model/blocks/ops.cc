@@ -59,8 +59,8 @@ at::Tensor RotateForward(const at::Tensor& x, const at::Tensor& cos, const at::T
 }
 
 struct RotateFunction : torch::autograd::Function<RotateFunction> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& cos,
-                            const at::Tensor& sin, bool interleaved) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
+                            bool interleaved) {
     context->save_for_backward({cos, sin});
     context->saved_data["interleaved"] = interleaved;
     return RotateForward(x, cos, sin, interleaved);
@@ -71,8 +71,7 @@ struct RotateFunction : torch::autograd::Function<RotateFunction> {
     at::Tensor dx = RotateForward(grads[0], saved[0], -saved[1], /*interleaved=*/false);
     if (context->saved_data["interleaved"].toBool()) {
       const int64_t half = saved[0].size(-1);
-      const at::Tensor pairs =
-          at::stack({dx.narrow(-1, 0, half), dx.narrow(-1, half, half)}, -1).flatten(-2);
+      const at::Tensor pairs = at::stack({dx.narrow(-1, 0, half), dx.narrow(-1, half, half)}, -1).flatten(-2);
       dx = 2 * half == dx.size(-1) ? pairs : at::cat({pairs, dx.narrow(-1, 2 * half, dx.size(-1) - 2 * half)}, -1);
     }
     return {dx, at::Tensor(), at::Tensor(), at::Tensor()};
@@ -103,9 +102,9 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const variable_list saved = context->get_saved_variables();
     const std::vector<int64_t> offsets = context->saved_data["offsets"].toIntVector();
-    const AttentionGradient d = AttentionBackward(
-        grads[0], saved[0], saved[1], saved[2], {saved[3], saved[4]},
-        {offsets, context->saved_data["scale"].toDouble(), context->saved_data["window"].toInt()});
+    const AttentionGradient d =
+        AttentionBackward(grads[0], saved[0], saved[1], saved[2], {saved[3], saved[4]},
+                          {offsets, context->saved_data["scale"].toDouble(), context->saved_data["window"].toInt()});
     return {d.q, d.k, d.v, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };

@@ -15,8 +15,8 @@ namespace retort {
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
 
 // Rotates the first 2 * cos.size(-1) dimensions of `x` [tokens, heads, head_dim] by `cos` and `sin` [tokens, 1, dim /
-// 2], f32. Pairs are (i, i + dim / 2), or where `interleaved` (2i, 2i + 1), which then come out as (i, i + dim / 2): the
-// same dot products.
+// 2], f32. Pairs are (i, i + dim / 2), or where `interleaved` (2i, 2i + 1), which then come out as (i, i + dim / 2):
+// the same dot products.
 at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool interleaved);
 
 // silu(gate) * up.

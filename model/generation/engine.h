@@ -35,6 +35,7 @@ struct GenerationResult {
 struct EngineOptions {
   int64_t max_batch_size = 32;      // sequences decoded together
   int64_t max_sequence_length = 0;  // prompt + new tokens of one sequence; 0: the model's context_length()
+  bool beyond_context = false;      // max_sequence_length may exceed it: positions are then extrapolated
 };
 
 // Continuous batching: sequences join and leave between steps. What a sequence's tokens are does not depend on what

@@ -22,17 +22,19 @@ constexpr int64_t kLogitRows = 96;
 
 }  // namespace
 
-Scorer::Scorer(std::unique_ptr<internal::Decoder> decoder) : decoder_(std::move(decoder)) {}
+Scorer::Scorer(std::unique_ptr<internal::Decoder> decoder, bool beyond_context)
+    : decoder_(std::move(decoder)), beyond_context_(beyond_context) {}
 Scorer::~Scorer() = default;
 
-absl::StatusOr<std::unique_ptr<Scorer>> Scorer::Create(ModelWeights weights, c10::ScalarType compute_dtype) {
+absl::StatusOr<std::unique_ptr<Scorer>> Scorer::Create(ModelWeights weights, c10::ScalarType compute_dtype,
+                                                       bool beyond_context) {
   ASSIGN_OR_RETURN(auto decoder, internal::Decoder::Create(std::move(weights), compute_dtype, kSlots));
-  return std::unique_ptr<Scorer>(new Scorer(std::move(decoder)));
+  return std::unique_ptr<Scorer>(new Scorer(std::move(decoder), beyond_context));
 }
 
 absl::Status Scorer::Check(absl::Span<const int32_t> tokens) const {
   const ModelConfig& config = decoder_->config();
-  if (static_cast<int64_t>(tokens.size()) > config.context_length()) {
+  if (!beyond_context_ && static_cast<int64_t>(tokens.size()) > config.context_length()) {
     return absl::InvalidArgumentError(
         absl::StrCat(tokens.size(), " tokens are more than the model's context of ", config.context_length()));
   }

@@ -19,7 +19,9 @@ class Decoder;
 class Scorer {
  public:
   // As GenerationEngine::Create.
-  static absl::StatusOr<std::unique_ptr<Scorer>> Create(ModelWeights weights, c10::ScalarType compute_dtype);
+  // `beyond_context`: sequences longer than the model's context are scored too (their positions are extrapolated).
+  static absl::StatusOr<std::unique_ptr<Scorer>> Create(ModelWeights weights, c10::ScalarType compute_dtype,
+                                                        bool beyond_context = false);
   ~Scorer();
 
   // For each sequence the natural log of each token's probability given those before it. The first token has none: its
@@ -31,8 +33,9 @@ class Scorer {
   absl::Status Check(absl::Span<const int32_t> tokens) const;
 
  private:
-  explicit Scorer(std::unique_ptr<internal::Decoder> decoder);
+  Scorer(std::unique_ptr<internal::Decoder> decoder, bool beyond_context);
   const std::unique_ptr<internal::Decoder> decoder_;
+  const bool beyond_context_;
 };
 
 }  // namespace retort

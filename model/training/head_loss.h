@@ -5,8 +5,8 @@
 
 namespace retort {
 
-// Cross-entropy of `hidden` [rows, width] through the head `weight` [vocab, width] against `targets` [rows]. Logits exist
-// for some rows at a time, in f32.
+// Cross-entropy of `hidden` [rows, width] through the head `weight` [vocab, width] against `targets` [rows]. Logits
+// exist for some rows at a time, in f32.
 struct HeadLoss {
   double loss = 0.0;  // sum over rows of -ln p(target)
   at::Tensor hidden;  // grad_scale * d(loss)/d(hidden); undefined when not asked for

@@ -7,9 +7,9 @@
 
 namespace retort {
 
-// y = W x + b + scaling * B A (mask * x). x [tokens, in] of the compute dtype; `a` [r, in], `b` [out, r], f32 leaves whose
-// gradients are computed in f32; `mask` [tokens, in] f32 of a dropout, or undefined. Keeps x and A x for the backward
-// pass; the frozen weight gets no gradient.
+// y = W x + b + scaling * B A (mask * x). x [tokens, in] of the compute dtype; `a` [r, in], `b` [out, r], f32 leaves
+// whose gradients are computed in f32; `mask` [tokens, in] f32 of a dropout, or undefined. Keeps x and A x for the
+// backward pass; the frozen weight gets no gradient.
 at::Tensor LoraLinear(const at::Tensor& x, const Linear& base, const at::Tensor& a, const at::Tensor& b, double scaling,
                       const at::Tensor& mask);
 

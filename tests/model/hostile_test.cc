@@ -178,7 +178,6 @@ TEST_F(HostileConfigTest, WhatChangesTheArithmeticIsRefusedByItsKey) {
       {{"architectures", {"LlamaForSequenceClassification"}}},
       {{"hidden_act", "gelu"}},
       {{"pretraining_tp", 2}},
-      {{"attention_dropout", 0.1}},
       {{"rope_scaling", {{"rope_type", "linear"}, {"factor", 2.0}, {"partial_rotary_factor", 0.5}}}},
       {{"rope_interleaved", true}},
       {{"quantization_config", {{"quant_method", "gptq"}}}},

@@ -271,8 +271,8 @@ TEST_F(TrainingModelTest, Bf16IsNearF32) {
   ModelWeights narrow = weights_;
   for (at::Tensor* t : {&narrow.embed_tokens, &narrow.final_norm, &narrow.lm_head}) *t = t->to(at::kBFloat16);
   for (LayerWeights& w : narrow.layers) {
-    for (at::Tensor* t : {&w.input_norm, &w[kQ].weight, &w[kK].weight, &w[kV].weight, &w[kO].weight, &w.post_attention_norm,
-                          &w[kGate].weight, &w[kUp].weight, &w[kDown].weight}) {
+    for (at::Tensor* t : {&w.input_norm, &w[kQ].weight, &w[kK].weight, &w[kV].weight, &w[kO].weight,
+                          &w.post_attention_norm, &w[kGate].weight, &w[kUp].weight, &w[kDown].weight}) {
       *t = t->to(at::kBFloat16);
     }
   }
@@ -303,6 +303,11 @@ TEST_F(TrainingModelTest, RefusesWhatDoesNotFit) {
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(TrainingModel::Create(weights_, adapter_, {.lora_dropout = 1.0}).status().code(),
             absl::StatusCode::kInvalidArgument);
+  ModelWeights with_dropout = weights_;
+  with_dropout.config.activation_dropout = "attention_dropout";
+  const auto dropping = TrainingModel::Create(with_dropout, adapter_, {});
+  EXPECT_EQ(dropping.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(dropping.status().message()), HasSubstr("attention_dropout"));
   adapter_.modules.begin()->second.a = at::zeros({4, 5});
   const auto misfit = TrainingModel::Create(weights_, adapter_, {});
   EXPECT_EQ(misfit.status().code(), absl::StatusCode::kInvalidArgument);

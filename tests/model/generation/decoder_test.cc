@@ -136,8 +136,8 @@ TEST(CpuDecoder, TakesF32WeightsThatAreExactlyBf16AsBf16) {
   ModelWeights widened = stored;
   widened.embed_tokens = widened.lm_head = stored.embed_tokens.to(at::kFloat);
   for (LayerWeights& layer : widened.layers) {
-    for (at::Tensor* weight : {&layer[kQ].weight, &layer[kK].weight, &layer[kV].weight, &layer[kO].weight, &layer[kGate].weight,
-                               &layer[kUp].weight, &layer[kDown].weight})
+    for (at::Tensor* weight : {&layer[kQ].weight, &layer[kK].weight, &layer[kV].weight, &layer[kO].weight,
+                               &layer[kGate].weight, &layer[kUp].weight, &layer[kDown].weight})
       *weight = weight->to(at::kFloat);
   }
   const auto a = CreateCpuDecoder(std::move(stored), c10::ScalarType::Float, 1);
