@@ -201,19 +201,20 @@ def random_config(rng, family, spelling):
     if chance(rng, 0.12):
         config["quantization_config"] = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
     vocab = config["vocab_size"]
-    eos = rng.choice([2, [2, 3], rng.sample(range(vocab), 12), None])
+    eos = rng.choice([2, [2, 3], rng.sample(range(vocab), 12), 32000, [2, 100000], None])  # tiny models often keep the ids of large ones
     config["bos_token_id"] = 1
     if family == "phi3" or chance(rng, 0.2):
         config["pad_token_id"] = 0
     if eos is not None or chance(rng, 0.5):
         config["eos_token_id"] = eos
-    elif family in ("llama", "mistral", "phi3", "deepseek_v2", "deepseek_v3"):
-        config["eos_token_id"] = 2  # what is left out would be the family's default
     generation = None
     if chance(rng, 0.5):
         generation = {"_from_model_config": True, "temperature": 0.6, "do_sample": True}
         if chance(rng, 0.7):
             generation["eos_token_id"] = rng.choice([2, rng.sample(range(vocab), 10)])
+    if chance(rng, 0.1):
+        del config["max_position_embeddings"]
+        more = [length for length in more if length < 100]
     return config, generation, lengths + more
 
 
