@@ -46,6 +46,7 @@ void AddStatus(CLI::App* app, Context* context);
 void AddStore(CLI::App* app, Context* context);
 void AddSubmit(CLI::App* app, Context* context);
 void AddValidate(CLI::App* app, Context* context);
+void AddTokenize(CLI::App* app, Context* context);
 void AddVersion(CLI::App* app, Context* context);
 void AddWorkers(CLI::App* app, Context* context);
 

@@ -49,6 +49,7 @@ int Main(int argc, char** argv) {
   AddStore(&app, &context);
   AddLocal(&app, &context);
   AddModelVerbs(&app, &context);
+  AddTokenize(&app, &context);
   AddVersion(&app, &context);
   try {
     app.parse(argc, argv);

@@ -7,10 +7,9 @@
 
 #include "absl/status/statusor.h"
 #include "model/tokenizer.h"
+#include "model/trl_example.h"
 
 namespace retort {
-
-inline constexpr int32_t kIgnoreLabel = -100;
 
 struct TrainingExample {
   std::vector<int32_t> input_ids;

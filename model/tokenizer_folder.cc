@@ -341,7 +341,8 @@ absl::StatusOr<TokenizerFolder> ReadTokenizerFolder(const std::string& folder) {
 
   Tokens tokens;
   tokens.order.assign(std::begin(kNamedTokens), std::end(kNamedTokens));
-  for (const auto& [name, token] : DefaultSpecialTokens(chosen).items()) {
+  const json defaults = DefaultSpecialTokens(chosen);
+  for (const auto& [name, token] : defaults.items()) {
     RETURN_IF_ERROR(SetNamed(&tokens, name, token, folder));
   }
   if (file.contains("padding") && file["padding"].is_object() && !config.contains("pad_token")) {

@@ -1,0 +1,177 @@
+#include "cli/tokenize/row.h"
+
+#include <charconv>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "common/status.h"
+#include "model/trl_example.h"
+
+namespace retort::cli {
+namespace {
+
+using json = nlohmann::ordered_json;
+
+constexpr int kMaxDepth = 100;
+
+// Deeper JSON than this would be met by recursion further on.
+bool TooDeep(const std::string& text) {
+  int depth = 0;
+  bool quoted = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (quoted) {
+      if (c == '\\') ++i;
+      quoted = c != '"';
+    } else if (c == '"') {
+      quoted = true;
+    } else if (c == '[' || c == '{') {
+      if (++depth > kMaxDepth) return true;
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return false;
+}
+
+absl::StatusOr<json> ParseRow(const Line& line) {
+  if (line.too_long) {
+    return absl::InvalidArgumentError(absl::StrCat("the line is over the limit of ", kMaxLineBytes, " bytes"));
+  }
+  if (line.text.find_first_not_of(" \t\r") == std::string::npos) return absl::InvalidArgumentError("the line is empty");
+  if (TooDeep(line.text)) {
+    return absl::InvalidArgumentError(absl::StrCat("the JSON nests deeper than ", kMaxDepth, " levels"));
+  }
+  try {
+    return json::parse(line.text);
+  } catch (const json::exception& error) {
+    return absl::InvalidArgumentError(absl::StrCat("not JSON: ", error.what()));
+  }
+}
+
+void AppendString(const std::string& text, std::string* out) {
+  *out += json(text).dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+void AppendIds(const char* name, const std::vector<int32_t>& ids, std::string* out) {
+  absl::StrAppend(out, ", \"", name, "\": [");
+  char digits[16];
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (i > 0) *out += ", ";
+    out->append(digits, std::to_chars(digits, digits + sizeof(digits), ids[i]).ptr);
+  }
+  *out += ']';
+}
+
+absl::StatusOr<std::string> Decoded(const Tokenizer& tokenizer, const json& row, bool skip_special_tokens) {
+  if (!row.is_object() || !row.contains("token_ids")) return absl::InvalidArgumentError("the row has no token_ids");
+  if (!row["token_ids"].is_array()) return absl::InvalidArgumentError("token_ids: not a list");
+  std::vector<int32_t> ids;
+  ids.reserve(row["token_ids"].size());
+  for (const json& id : row["token_ids"]) {
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX ||
+        (id.is_number_unsigned() && id.get<uint64_t>() > INT32_MAX)) {
+      return absl::InvalidArgumentError(absl::StrCat("token_ids[", ids.size(), "]: no token id"));
+    }
+    ids.push_back(id.get<int32_t>());
+  }
+  ASSIGN_OR_RETURN(const std::string text, tokenizer.Decode(ids, skip_special_tokens));
+  std::string line = "{\"text\": ";
+  AppendString(text, &line);
+  return line + "}\n";
+}
+
+// Control characters as they are written in JSON, so that a terminal shows them.
+std::string Visible(const std::string& text) {
+  std::string shown;
+  for (const char c : text) {
+    switch (c) {
+      case '\n':
+        shown += "\\n\n";
+        break;
+      case '\t':
+        shown += "\\t";
+        break;
+      case '\r':
+        shown += "\\r";
+        break;
+      default:
+        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
+          absl::StrAppend(&shown, "\\x", absl::Hex(static_cast<unsigned char>(c), absl::kZeroPad2));
+        } else {
+          shown += c;
+        }
+    }
+  }
+  return shown;
+}
+
+// Token by token; a character of several tokens is shown where its last one stands.
+absl::StatusOr<std::string> Shown(const Tokenizer& tokenizer, const TrlExample& example, bool color) {
+  std::string out;
+  size_t trained = 0;
+  std::vector<int32_t> pending;
+  for (size_t i = 0; i < example.ids.size(); ++i) {
+    const bool on = example.labels[i] != kIgnoreLabel;
+    trained += on ? 1 : 0;
+    pending.push_back(example.ids[i]);
+    ASSIGN_OR_RETURN(const std::string text, tokenizer.Decode(pending, false));
+    const bool cut = absl::string_view(text).find("\xef\xbf\xbd") != absl::string_view::npos;
+    if (cut && pending.size() < 4 && i + 1 < example.ids.size()) continue;
+    pending.clear();
+    // Neighbours differ in shade, so that the ends of tokens are seen.
+    if (color) {
+      const char* shade = on ? (i % 2 == 0 ? "\x1b[30;42m" : "\x1b[30;102m") : (i % 2 == 0 ? "\x1b[90m" : "\x1b[37m");
+      absl::StrAppend(&out, shade, absl::StrReplaceAll(Visible(text), {{"\n", absl::StrCat("\x1b[0m\n", shade)}}),
+                      "\x1b[0m");
+    } else {
+      absl::StrAppend(&out, on ? "[" : "", Visible(text), on ? "]" : "|");
+    }
+  }
+  absl::StrAppend(&out, "\n-- ", example.ids.size(), " tokens, ", trained, " trained\n");
+  return out;
+}
+
+absl::StatusOr<RowOutput> Run(const Tokenizer& tokenizer, const Line& line, const RowOptions& options) {
+  ASSIGN_OR_RETURN(const json row, ParseRow(line));
+  RowOutput output;
+  if (options.decode) {
+    ASSIGN_OR_RETURN(output.line, Decoded(tokenizer, row, options.skip_special_tokens));
+    return output;
+  }
+  if (row.is_object() && row.contains("token_ids") && !row.contains("text")) {
+    return absl::InvalidArgumentError("the row holds token_ids: use --decode to turn them into text");
+  }
+  TrlOptions trl;
+  trl.labels = options.mask;
+  ASSIGN_OR_RETURN(const TrlExample example, MakeTrlExample(tokenizer, row, trl));
+  output.prompt_diverges = example.prompt_diverges;
+  if (options.show) {
+    ASSIGN_OR_RETURN(output.line, Shown(tokenizer, example, options.color));
+    return output;
+  }
+  output.line.reserve(example.text.size() + example.ids.size() * (options.mask ? 14 : 7) + 64);
+  output.line = "{\"text\": ";
+  AppendString(example.text, &output.line);
+  AppendIds("token_ids", example.ids, &output.line);
+  if (options.mask) AppendIds("labels", example.labels, &output.line);
+  output.line += "}\n";
+  return output;
+}
+
+}  // namespace
+
+RowOutput RunRow(const Tokenizer& tokenizer, const Line& line, const RowOptions& options) {
+  absl::StatusOr<RowOutput> done = Run(tokenizer, line, options);
+  if (done.ok()) return *std::move(done);
+  RowOutput output;
+  output.error = std::string(done.status().message());
+  output.line = "{\"error\": ";
+  AppendString(output.error, &output.line);
+  output.line += "}\n";
+  return output;
+}
+
+}  // namespace retort::cli
