@@ -110,8 +110,9 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const json& object, const json& gen
   config.hidden_size = top.Integer("hidden_size", {}, 1, kMaxDimension);
   config.intermediate_size = top.Integer("intermediate_size", {}, 1, kMaxDimension);
   config.num_hidden_layers = top.Integer("num_hidden_layers", {}, 1, kMaxLayers);
-  config.max_position_embeddings = top.Integer("max_position_embeddings", 2048, 1, kMaxPositions);
-  config.rms_norm_eps = top.Positive("rms_norm_eps", 1e-6);
+  config.max_position_embeddings =
+      top.Integer("max_position_embeddings", family->max_position_embeddings, 1, kMaxPositions);
+  config.rms_norm_eps = top.Positive("rms_norm_eps", family->rms_norm_eps);
   config.tie_word_embeddings = top.Boolean("tie_word_embeddings", false);
   if (const std::string act = top.String("hidden_act", "silu"); act != "silu" && act != "swish") {
     top.Unsupported("hidden_act", act);

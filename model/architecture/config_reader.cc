@@ -117,11 +117,13 @@ std::vector<int32_t> ConfigReader::TokenIds(const char* key, int64_t vocab_size)
   if (value == nullptr) return ids;
   const json list = value->is_array() ? *value : json::array({*value});
   for (const json& id : list) {
-    if (!IsInt64(id) || id.get<int64_t>() < 0 || id.get<int64_t>() >= vocab_size) {
-      Fail(key, absl::StrCat("holds ", Shown(id), ", which is no token id below vocab_size ", vocab_size));
+    if (!IsInt64(id)) {
+      Fail(key, absl::StrCat("holds ", Shown(id), ", which is no token id"));
       return {};
     }
-    ids.push_back(id.get<int32_t>());
+    if (const int64_t number = id.get<int64_t>(); number >= 0 && number < vocab_size) {
+      ids.push_back(static_cast<int32_t>(number));
+    }
   }
   return ids;
 }

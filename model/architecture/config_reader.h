@@ -31,7 +31,8 @@ class ConfigReader {
   std::string String(const char* key, const std::string& fallback);
   // Positive numbers; absent: empty.
   std::vector<double> Positives(const char* key);
-  // A token id, or a list of them.
+  // A token id, or a list of them. Those past the vocabulary are left out: configs cut down from a large model keep its
+  // ids, and no such token ever comes.
   std::vector<int32_t> TokenIds(const char* key, int64_t vocab_size);
   // Only `allowed` (or nothing at all) is supported.
   void Only(const char* key, const nlohmann::json& allowed);

@@ -13,7 +13,10 @@ namespace retort {
 struct Family {
   const char* model_type;    // config.json's
   const char* architecture;  // the class that config.json's `architectures` must name
-  int32_t eos_token_id;      // what the configuration class takes where config.json has no such key; -1: none
+  // What the configuration class takes where config.json has no such key.
+  int32_t eos_token_id;  // -1: none
+  double rms_norm_eps;
+  int64_t max_position_embeddings;
   // Fills what the family decides, after ReadSizes. Reports through the reader.
   void (*read)(ConfigReader& reader, ModelConfig& config);
 };
