@@ -88,7 +88,140 @@ absl::StatusOr<std::vector<int32_t>> ReadIds(const json& list, const char* what,
   return ids;
 }
 
+absl::StatusOr<std::vector<int32_t>> SampleStarts(const json& position_ids, size_t size) {
+  ASSIGN_OR_RETURN(const std::vector<int32_t> positions, ReadIds(position_ids, "position_ids", INT32_MAX, false));
+  if (positions.size() != size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("position_ids: ", positions.size(), " values for ", size, " input_ids"));
+  }
+  std::vector<int32_t> starts;
+  for (size_t i = 0; i < positions.size(); ++i) {
+    if (positions[i] == 0) {
+      starts.push_back(static_cast<int32_t>(i));
+    } else if (i == 0 || positions[i] != positions[i - 1] + 1) {
+      return absl::InvalidArgumentError(absl::StrCat("position_ids[", i, "]: ", positions[i],
+                                                     " neither follows the one before nor begins a sample with 0"));
+    }
+  }
+  if (starts.size() == 1) starts.clear();
+  return starts;
+}
+
+absl::StatusOr<std::string> Column(const json& row, const std::string& name) {
+  const auto found = row.find(name);
+  if (found == row.end() || found->is_null()) {
+    return absl::InvalidArgumentError(absl::StrCat("prompt_template: the row has no column \"", name, "\""));
+  }
+  if (found->is_string()) return found->get<std::string>();
+  return found->dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+struct Filled {
+  std::string text;
+  size_t last_slot = 0;  // where its value begins
+};
+
+absl::StatusOr<Filled> FillTemplate(const json& row, const SftOptions& options) {
+  const std::string& source = options.prompt_template;
+  Filled filled;
+  size_t used = 0;
+  bool any = false;
+  for (size_t i = 0; i < source.size(); ++i) {
+    const char c = source[i];
+    if ((c == '{' || c == '}') && i + 1 < source.size() && source[i + 1] == c) {
+      filled.text += c;
+      ++i;
+    } else if (c == '{') {
+      const size_t end = source.find('}', i);
+      if (end == std::string::npos) return absl::InvalidArgumentError("prompt_template: a { without its }");
+      std::string name = source.substr(i + 1, end - i - 1);
+      if (name.empty()) {
+        if (used >= options.prompt_template_fields.size()) {
+          return absl::InvalidArgumentError(absl::StrCat("prompt_template: more {} than the ",
+                                                         options.prompt_template_fields.size(),
+                                                         " columns of prompt_template_fields"));
+        }
+        name = options.prompt_template_fields[used++];
+      }
+      ASSIGN_OR_RETURN(const std::string value, Column(row, name));
+      filled.last_slot = filled.text.size();
+      filled.text += value;
+      any = true;
+      i = end;
+    } else if (c == '}') {
+      return absl::InvalidArgumentError("prompt_template: a } without its {; write }} for a brace");
+    } else {
+      filled.text += c;
+    }
+  }
+  if (!any) return absl::InvalidArgumentError("prompt_template: has no slot");
+  return filled;
+}
+
+TrainingExample FromTrl(TrlExample made) {
+  TrainingExample example;
+  example.input_ids = std::move(made.ids);
+  example.labels = std::move(made.labels);
+  return example;
+}
+
+absl::StatusOr<TrainingExample> FromTemplate(const Tokenizer& tokenizer, const json& row, const SftOptions& options) {
+  ASSIGN_OR_RETURN(const Filled filled, FillTemplate(row, options));
+  TrlOptions trl;
+  trl.labels = true;
+  json made = json::object();
+  if (options.completion_only_loss.value_or(false)) {
+    made["prompt"] = filled.text.substr(0, filled.last_slot);
+    made["completion"] = filled.text.substr(filled.last_slot);
+  } else {
+    made["text"] = filled.text;
+  }
+  ASSIGN_OR_RETURN(TrlExample example, MakeTrlExample(tokenizer, made, trl));
+  return FromTrl(std::move(example));
+}
+
+// A conversation whose last turn is trained, as ExampleFromMessages wants it; null: none.
+json Conversation(const json& row) {
+  const auto plain = [&](const char* key) { return row.contains(key) && !row[key].is_null(); };
+  if (plain("chat_template") || plain("chat_template_kwargs") || plain("tools")) return nullptr;
+  if (row.contains("messages") && !row.contains("prompt")) return row;
+  if (!row.contains("prompt") || !row["prompt"].is_array()) return nullptr;
+  const json completion = row.value("completion", json());
+  if (!completion.is_array() || completion.size() != 1) return nullptr;
+  json messages = row["prompt"];
+  messages.push_back(completion[0]);
+  return {{"messages", std::move(messages)}};
+}
+
+absl::StatusOr<TrainingExample> Trained(const Tokenizer& tokenizer, const json& row, const SftOptions& options) {
+  if (!options.prompt_template.empty()) return FromTemplate(tokenizer, row, options);
+  if (!options.assistant_only_loss && options.completion_only_loss.value_or(true)) {
+    if (const json conversation = Conversation(row); !conversation.is_null()) {
+      return ExampleFromMessages(tokenizer, conversation);
+    }
+  }
+  TrlOptions trl;
+  trl.labels = true;
+  trl.assistant_only = options.assistant_only_loss;
+  trl.completion_only = options.completion_only_loss.value_or(true);
+  ASSIGN_OR_RETURN(TrlExample example, MakeTrlExample(tokenizer, row, trl));
+  return FromTrl(std::move(example));
+}
+
 }  // namespace
+
+absl::StatusOr<TrainingExample> ExampleFromRow(const Tokenizer& tokenizer, const json& row, const SftOptions& options) {
+  if (!row.is_object()) return absl::InvalidArgumentError("the row is not a JSON object");
+  if (row.contains("input_ids")) return ExampleFromTokens(row, tokenizer.vocab_size());
+  ASSIGN_OR_RETURN(TrainingExample example, Trained(tokenizer, row, options));
+  if (!options.train_on_eos) {
+    std::replace(example.labels.begin(), example.labels.end(), tokenizer.eos_token_id(), kIgnoreLabel);
+  }
+  if (std::all_of(example.labels.begin(), example.labels.end(), [](int32_t label) { return label == kIgnoreLabel; })) {
+    return absl::InvalidArgumentError("nothing of the row is trained");
+  }
+  return example;
+}
 
 absl::StatusOr<TrainingExample> ExampleFromMessages(const Tokenizer& tokenizer, const json& row) {
   ASSIGN_OR_RETURN(const std::string content, CheckMessages(row));
@@ -132,6 +265,9 @@ absl::StatusOr<TrainingExample> ExampleFromTokens(const json& row, int64_t vocab
   TrainingExample example;
   ASSIGN_OR_RETURN(example.input_ids, ReadIds(row["input_ids"], "input_ids", vocab_size, false));
   if (example.input_ids.empty()) return absl::InvalidArgumentError("input_ids: the list is empty");
+  if (row.contains("position_ids") && !row["position_ids"].is_null()) {
+    ASSIGN_OR_RETURN(example.sample_starts, SampleStarts(row["position_ids"], example.input_ids.size()));
+  }
   if (!row.contains("labels") || row["labels"].is_null()) {
     example.labels = example.input_ids;
     return example;

@@ -14,6 +14,7 @@
 #include "common/status.h"
 #include "model/tokenizer_ffi/tokenizer_ffi.h"
 #include "model/tokenizer_folder.h"
+#include "model/training_templates.h"
 
 namespace retort {
 namespace {
@@ -324,7 +325,12 @@ absl::StatusOr<RenderedChat> HfTokenizer::RenderChat(absl::string_view messages_
         "continue_final_message and add_generation_prompt are not compatible: the first goes on with the last message, "
         "the second begins a new one");
   }
-  ASSIGN_OR_RETURN(const std::shared_ptr<const Template> found, FindTemplate(chosen, !variables["tools"].is_null()));
+  ASSIGN_OR_RETURN(std::shared_ptr<const Template> found, FindTemplate(chosen, !variables["tools"].is_null()));
+  if (options.for_training && !found->has_generation_blocks) {
+    if (const absl::string_view marked = TrainingTemplate(found->source); !marked.empty()) {
+      ASSIGN_OR_RETURN(found, Compile(std::string(marked), "chat_template"));
+    }
+  }
   // The messages pass through unparsed: the template must see their keys in the order in which the user wrote them.
   const std::string variables_json = variables.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
   RetortBytes text{};

@@ -28,6 +28,8 @@ struct ChatOptions {
   // tokens. continue_final_message (true, or a field's name) ends the text where the last message's field ends.
   // Empty: none.
   std::string variables_json;
+  // Where the template has no {% generation %} blocks and TRL knows the same with them, that one is taken.
+  bool for_training = false;
 };
 
 // Characters [first, last) of a text; not bytes.

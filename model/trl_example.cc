@@ -139,7 +139,9 @@ absl::Status IgnoreAllButGenerated(const RenderedChat& rendered, const std::vect
 // `prompt` is the beginning of `messages`, as many as `prompt_turns`.
 absl::StatusOr<TrlExample> FromMessages(const Tokenizer& tokenizer, const json& messages, size_t prompt_turns,
                                         const ChatOptions& chat, const TrlOptions& options) {
-  ASSIGN_OR_RETURN(RenderedChat rendered, tokenizer.RenderChat(Dump(messages), chat));
+  ChatOptions whole = chat;
+  whole.for_training = options.labels && options.assistant_only;
+  ASSIGN_OR_RETURN(RenderedChat rendered, tokenizer.RenderChat(Dump(messages), whole));
   TrlExample example;
   if (!options.labels || !options.assistant_only) {
     ASSIGN_OR_RETURN(example.ids, tokenizer.Encode(rendered.text, false));
@@ -151,7 +153,7 @@ absl::StatusOr<TrlExample> FromMessages(const Tokenizer& tokenizer, const json& 
     RETURN_IF_ERROR(IgnoreAllButGenerated(rendered, tokens.marked, &example));
   }
   if (options.labels && options.completion_only && prompt_turns > 0) {
-    ChatOptions prompted = chat;
+    ChatOptions prompted = whole;
     prompted.add_generation_prompt = true;
     const json prompt(messages.begin(), messages.begin() + static_cast<std::ptrdiff_t>(prompt_turns));
     ASSIGN_OR_RETURN(const RenderedChat alone, tokenizer.RenderChat(Dump(prompt), prompted));

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <iterator>
+
 #include "tests/model/tokenizer_folder.h"
 
 namespace retort {
@@ -30,6 +33,13 @@ std::string GoldenTemplate(const std::string& name) {
 
 json Conversation(const std::string& answer) {
   return {{"messages", {{{"role", "user"}, {"content", "hi"}}, {{"role", "assistant"}, {"content", answer}}}}};
+}
+
+std::string Trained(const Tokenizer& tokenizer, const TrainingExample& example) {
+  std::vector<int32_t> trained;
+  std::copy_if(example.labels.begin(), example.labels.end(), std::back_inserter(trained),
+               [](int32_t label) { return label != kIgnoreLabel; });
+  return tokenizer.Decode(trained, false).value();
 }
 
 // The text of the trained ids and of the others before them.
@@ -178,6 +188,57 @@ TEST(SftExampleTest, TakesTokensAsTheyAre) {
     EXPECT_EQ(ExampleFromTokens(nlohmann::ordered_json::parse(row), 10).status().code(),
               absl::StatusCode::kInvalidArgument)
         << row;
+  }
+}
+
+TEST(SftExampleTest, FillsTemplates) {
+  const auto tokenizer = WithTemplate(GoldenTemplate("chatml"), "<|im_end|>");
+  const auto row = nlohmann::ordered_json::parse(R"({"Question": "12 + 30?", "Complex_CoT": "so", "Response": 42})");
+  SftOptions options;
+  options.prompt_template = "{{Q}}: {}\n<think>{Complex_CoT}</think>{}";
+  options.prompt_template_fields = {"Question", "Response"};
+  const auto whole = ExampleFromRow(*tokenizer, row, options);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  EXPECT_EQ(*tokenizer->Decode(whole->input_ids, true), "{Q}: 12 + 30?\n<think>so</think>42");
+  EXPECT_EQ(whole->input_ids.back(), tokenizer->eos_token_id());
+  EXPECT_EQ(whole->labels, whole->input_ids);
+  options.completion_only_loss = true;
+  options.train_on_eos = false;
+  const auto last = ExampleFromRow(*tokenizer, row, options);
+  ASSERT_TRUE(last.ok()) << last.status();
+  EXPECT_EQ(Trained(*tokenizer, *last), "42");
+  for (const char* bad : {"no slot", "{", "}", "{missing}", "{}{}{}"}) {
+    options.prompt_template = bad;
+    EXPECT_EQ(ExampleFromRow(*tokenizer, row, options).status().code(), absl::StatusCode::kInvalidArgument) << bad;
+  }
+}
+
+TEST(SftExampleTest, OptionsDecideWhatIsTrained) {
+  const auto tokenizer = WithTemplate(GoldenTemplate("chatml"), "<|im_end|>");
+  const auto row = nlohmann::ordered_json::parse(
+      R"({"prompt": [{"role": "user", "content": "x"}], "completion": [{"role": "assistant", "content": "42"}]})");
+  EXPECT_EQ(Split(*tokenizer, *ExampleFromRow(*tokenizer, row, {})).second, "42<|im_end|>\n");
+  SftOptions options;
+  options.train_on_eos = false;
+  EXPECT_EQ(Trained(*tokenizer, *ExampleFromRow(*tokenizer, row, options)), "42\n");
+  options.completion_only_loss = false;
+  options.train_on_eos = true;
+  const auto all = ExampleFromRow(*tokenizer, row, options);
+  EXPECT_EQ(all->labels, all->input_ids);
+  options.completion_only_loss = std::nullopt;
+  options.assistant_only_loss = true;
+  EXPECT_THAT(std::string(ExampleFromRow(*tokenizer, row, options).status().message()), HasSubstr("generation"));
+  const auto texts = nlohmann::ordered_json::parse(R"({"prompt": "Hello", "completion": " world"})");
+  EXPECT_EQ(Split(*tokenizer, *ExampleFromRow(*tokenizer, texts, {})).second, " world<|im_end|>");
+}
+
+TEST(SftExampleTest, PositionsBeginSamples) {
+  const auto row = nlohmann::ordered_json::parse(R"({"input_ids": [1, 2, 3, 4, 5], "position_ids": [0, 1, 0, 1, 2]})");
+  EXPECT_EQ(ExampleFromTokens(row, 10)->sample_starts, (std::vector<int32_t>{0, 2}));
+  for (const char* bad : {"[0, 1, 2, 3]", "[1, 2, 3, 4, 5]", "[0, 1, 3, 4, 5]", "[0, 0, -1, 0, 0]", "7"}) {
+    auto wrong = row;
+    wrong["position_ids"] = nlohmann::ordered_json::parse(bad);
+    EXPECT_EQ(ExampleFromTokens(wrong, 10).status().code(), absl::StatusCode::kInvalidArgument) << bad;
   }
 }
 
