@@ -50,7 +50,7 @@ struct MarkedTokens {
 };
 
 // Texts longer than this are refused: a tokenizer needs a hundred times the size of one long word.
-inline constexpr size_t kMaxTextBytes = size_t{16} << 20;
+inline constexpr size_t kMaxTextBytes = size_t{8} << 20;
 
 // Thread-safe.
 class Tokenizer {

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -150,7 +151,9 @@ int Run(Flags flags) {
   if (flags.row.skip_special_tokens && !flags.row.decode) return FailUsage("--skip-special-tokens needs --decode");
   const bool to_terminal = flags.output == "-" && isatty(STDOUT_FILENO) == 1;
   flags.row.show = flags.row.mask && (flags.color == "always" || (flags.color == "auto" && to_terminal));
-  flags.row.color = flags.color == "always" || DescribeTerminal(STDOUT_FILENO).color;
+  const char* no_color = std::getenv("NO_COLOR");
+  flags.row.color =
+      flags.color == "always" ? no_color == nullptr || *no_color == '\0' : DescribeTerminal(STDOUT_FILENO).color;
   const absl::StatusOr<int> code = Tokenize(flags);
   if (code.ok()) return *code;
   std::fprintf(stderr, "distctl: %s\n", std::string(code.status().message()).c_str());
