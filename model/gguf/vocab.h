@@ -1,0 +1,28 @@
+// Between a GGUF file's tokenizer (tokenizer.ggml.*) and a Hugging Face folder's tokenizer files.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "model/gguf/file.h"
+#include "model/gguf/writer.h"
+
+namespace retort::gguf {
+
+// File name -> contents: tokenizer.json, tokenizer_config.json, special_tokens_map.json. Byte-level BPE ("gpt2") and
+// SentencePiece BPE ("llama") are read; where the file carries a tokenizer.json of its own (tokenizer.huggingface.json)
+// that one is taken. Without a tokenizer ("none") there are no files. Errors: kInvalidArgument, kNotFound,
+// kUnimplemented (a kind, or a tokenizer.ggml.pre, by name).
+absl::StatusOr<std::map<std::string, std::string>> TokenizerFilesFromGguf(const File& file);
+
+// Adds `folder`'s tokenizer and chat template to `metadata`: as llama.cpp's converter does, and the whole
+// tokenizer.json beside that, so that nothing is lost on the way back. What llama.cpp will do differently is put into
+// `warnings`. Errors: kInvalidArgument (files that are not sound, more tokens than `vocab_size`).
+absl::Status TokenizerToMetadata(const std::string& folder, int64_t vocab_size, Metadata& metadata,
+                                 std::vector<std::string>& warnings);
+
+}  // namespace retort::gguf
