@@ -18,6 +18,7 @@
 #include "common/check.h"
 #include "common/file.h"
 #include "common/status.h"
+#include "model/safetensors_writer.h"
 #include "model/torch_status.h"
 
 namespace retort {
@@ -296,37 +297,18 @@ absl::StatusOr<at::Tensor> SafetensorsFile::Get(const std::string& name) const {
   });
 }
 
+const char* SafetensorsDtypeName(c10::ScalarType dtype) { return NameOf(dtype); }
+
 absl::Status WriteSafetensors(const std::string& path, const std::map<std::string, at::Tensor>& tensors,
                               const std::map<std::string, std::string>& metadata) {
   return CatchTorchErrors(absl::StrCat("write ", path), [&]() -> absl::Status {
-    // In the order in which the reference implementation writes them.
-    nlohmann::ordered_json header = nlohmann::ordered_json::object();
-    if (!metadata.empty()) header["__metadata__"] = metadata;
-    uint64_t offset = 0;
+    std::vector<SafetensorsEntry> entries;
     for (const auto& [name, tensor] : tensors) {
-      const char* dtype = NameOf(tensor.scalar_type());
-      if (dtype == nullptr || name == "__metadata__") {
-        return absl::InvalidArgumentError(absl::StrCat("write ", path, ": tensor \"", name,
-                                                       "\": its name or dtype has no place in a safetensors file"));
-      }
-      header[name] = {{"dtype", dtype},
-                      {"shape", std::vector<int64_t>(tensor.sizes().begin(), tensor.sizes().end())},
-                      {"data_offsets", {offset, offset + tensor.nbytes()}}};
-      offset += tensor.nbytes();
+      entries.push_back({name, tensor.scalar_type(), tensor.sizes().vec()});
     }
-    std::string text = header.dump();
-    text.append((8 - text.size() % 8) % 8, ' ');
-    std::string length(8, '\0');
-    for (int i = 0; i < 8; ++i) length[i] = static_cast<char>(text.size() >> (8 * i));
-
-    ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::Create(path));
-    RETURN_IF_ERROR(file.Append(length));
-    RETURN_IF_ERROR(file.Append(text));
-    for (const auto& [name, tensor] : tensors) {
-      const at::Tensor plain = tensor.detach().to(at::kCPU).contiguous();
-      RETURN_IF_ERROR(file.Append({static_cast<const char*>(plain.const_data_ptr()), plain.nbytes()}));
-    }
-    return file.Commit();
+    ASSIGN_OR_RETURN(auto writer, SafetensorsWriter::Create(path, std::move(entries), metadata));
+    for (const auto& [name, tensor] : tensors) RETURN_IF_ERROR(writer.Append(tensor));
+    return writer.Commit();
   });
 }
 

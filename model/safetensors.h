@@ -31,6 +31,9 @@ class SafetensorsFile {
   std::shared_ptr<const Mapping> mapping_;
 };
 
+// A dtype's name in the format; null: it has none.
+const char* SafetensorsDtypeName(c10::ScalarType dtype);
+
 // Writes tensors (made contiguous, copied to the CPU) sorted by name, with no paths or times: the same tensors give the
 // same bytes. Atomic, fsynced. `metadata` goes under "__metadata__"; transformers wants {"format": "pt"}.
 absl::Status WriteSafetensors(const std::string& path, const std::map<std::string, at::Tensor>& tensors,

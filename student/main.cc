@@ -1,12 +1,16 @@
-// retort-student: one rank of a training, or the export at a job's end.
+// retort-student: one rank of a training, the export at a job's end, and the conversion of models.
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "common/rpc/task_client.h"
 #include "model/device.h"
 #include "model/torch_status.h"
+#include "student/convert_command.h"
 #include "student/export_task.h"
 #include "student/train_task.h"
 
 int main(int argc, char** argv) {
+  // Needs no GPU, and leaves it alone.
+  if (argc > 1 && absl::string_view(argv[1]) == "convert") return retort::ConvertCommand(argc - 1, argv + 1);
   retort::OpenCudaIfPresent();
   return retort::RunTask(
       argc, argv, "student", [](retort::TaskContext& context) -> absl::StatusOr<retort::v1::TaskResult> {

@@ -1,5 +1,5 @@
-// generate and score: run by retort-teacher, which has the torch that distctl does not. Its flags are passed on as they
-// are; the global options before the verb say nothing to it.
+// generate, score and convert: run by retort-teacher and retort-student, which have the torch that distctl does not.
+// The flags are passed on as they are; the global options before the verb say nothing to them.
 #include <unistd.h>
 
 #include <cerrno>
@@ -15,10 +15,10 @@ namespace retort::cli {
 namespace {
 
 // Replaces this process; returns an exit code only when that fails.
-int RunTeacher(std::string verb, std::vector<std::string> flags) {
+int Run(const std::string& other, std::string verb, std::vector<std::string> flags) {
   const auto folder = ProgramFolder();
   if (!folder.ok()) return Fail(folder.status());
-  std::string program = *folder + "/retort-teacher";
+  std::string program = *folder + "/" + other;
   std::vector<char*> arguments = {program.data(), verb.data()};
   for (std::string& flag : flags) arguments.push_back(flag.data());
   arguments.push_back(nullptr);
@@ -28,19 +28,24 @@ int RunTeacher(std::string verb, std::vector<std::string> flags) {
   return kExitFailed;
 }
 
-void Add(CLI::App* app, Context* context, const std::string& name, const std::string& description) {
+void Add(CLI::App* app, Context* context, const std::string& program, const std::string& name,
+         const std::string& description) {
   CLI::App* verb = app->add_subcommand(name, description);
   verb->set_help_flag();  // --help is the other program's too
   verb->prefix_command();
   // Flags come back in the order in which they were given.
-  verb->callback([context, verb, name] { context->exit_code = RunTeacher(name, verb->remaining()); });
+  verb->callback([context, verb, program, name] { context->exit_code = Run(program, name, verb->remaining()); });
 }
 
 }  // namespace
 
 void AddModelVerbs(CLI::App* app, Context* context) {
-  Add(app, context, "generate", "Complete the texts of a JSONL file with a model folder; `distctl generate --help`");
-  Add(app, context, "score", "Log-probabilities of the tokens of a JSONL file; `distctl score --help`");
+  Add(app, context, "retort-teacher", "generate",
+      "Complete the texts of a JSONL file with a model folder; `distctl generate --help`");
+  Add(app, context, "retort-teacher", "score",
+      "Log-probabilities of the tokens of a JSONL file; `distctl score --help`");
+  Add(app, context, "retort-student", "convert",
+      "A Hugging Face folder to a GGUF file, or back; `distctl convert --help`");
 }
 
 }  // namespace retort::cli

@@ -31,6 +31,9 @@ struct Geometry {
   int64_t qk_nope_head_dim = 0;
   int64_t v_head_dim = 0;
   int64_t kv_lora_rank = 0;
+  int64_t q_lora_rank = 0;
+  int64_t dense_layers = 0;  // the first ones, without experts
+  int64_t shared_experts = 0;
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   bool tied = false;

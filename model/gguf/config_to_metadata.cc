@@ -324,6 +324,9 @@ absl::StatusOr<Geometry> GeometryOf(const json& config, const std::string& sourc
     geometry.qk_nope_head_dim = top.Integer("qk_nope_head_dim");
     geometry.v_head_dim = top.Integer("v_head_dim");
     geometry.kv_lora_rank = top.Integer("kv_lora_rank");
+    geometry.q_lora_rank = top.Integer("q_lora_rank", 0);
+    geometry.dense_layers = top.Integer("first_k_dense_replace", 0);
+    geometry.shared_experts = top.Integer("n_shared_experts", 0);
     if (geometry.qk_nope_head_dim == 0 || geometry.v_head_dim == 0 || geometry.kv_lora_rank == 0) {
       top.Fail("qk_nope_head_dim, v_head_dim or kv_lora_rank", "is 0");
     }
