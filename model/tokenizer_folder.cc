@@ -14,6 +14,8 @@
 #include "common/file.h"
 #include "common/json.h"
 #include "common/status.h"
+#include "model/gguf/file.h"
+#include "model/gguf/vocab.h"
 #include "model/tokenizer_class.h"
 
 namespace retort {
@@ -307,6 +309,13 @@ json PostProcessor(const json& config, const Tokens& tokens, const json& vocab, 
 }  // namespace
 
 absl::StatusOr<TokenizerFolder> ReadTokenizerFolder(const std::string& folder) {
+  std::error_code error;
+  if (gguf::IsGgufFile(folder) && !fs::is_directory(folder, error)) {
+    ASSIGN_OR_RETURN(const gguf::UnpackedTokenizer unpacked, gguf::UnpackedTokenizer::Create(folder));
+    auto read = ReadTokenizerFolder(unpacked.folder());
+    if (!read.ok()) return WithContext(read.status(), folder);
+    return read;
+  }
   const auto in_folder = [&](const char* name) { return absl::StrCat(folder, "/", name); };
   const std::string config_path = in_folder("tokenizer_config.json");
   ASSIGN_OR_RETURN(const json config, ReadOptionalObject(config_path));

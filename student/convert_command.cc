@@ -6,6 +6,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
+#include <iterator>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -14,7 +17,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "model/gguf/convert.h"
-#include "model/gguf/file.h"
 #include "model/gguf/mixture.h"
 
 namespace retort {
@@ -41,37 +43,43 @@ std::string NamesIn(const Table& table) {
   return absl::StrJoin(table, ", ", [](std::string* out, const auto& row) { out->append(row.name); });
 }
 
-absl::Status ToGguf(const Arguments& arguments, const ConvertOptions& options) {
-  const std::string type = absl::AsciiStrToLower(arguments.type.empty() ? "q8_0" : arguments.type);
-  for (const gguf::NamedFileType& entry : gguf::kFileTypes) {
-    if (type == entry.name) return ConvertToGguf(arguments.source, arguments.target, entry.type, options);
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("--type ", arguments.type, ": a GGUF file's is one of ", NamesIn(gguf::kFileTypes)));
+template <typename Table>
+const auto* FindIn(const Table& table, const std::string& name) {
+  const auto row =
+      std::find_if(std::begin(table), std::end(table), [&](const auto& entry) { return entry.name == name; });
+  return row == std::end(table) ? nullptr : &*row;
 }
 
-absl::Status ToHf(const Arguments& arguments, const ConvertOptions& options) {
-  if (arguments.type.empty()) return ConvertToHf(arguments.source, arguments.target, std::nullopt, options);
-  for (const NamedDtype& entry : kDtypes) {
-    if (arguments.type == entry.name) return ConvertToHf(arguments.source, arguments.target, entry.dtype, options);
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("--type ", arguments.type, ": a Hugging Face folder's is one of ", NamesIn(kDtypes)));
-}
-
-absl::Status Convert(const Arguments& arguments, const ConvertOptions& options) {
+// What the arguments ask for. kInvalidArgument: they contradict each other or the source.
+absl::StatusOr<std::function<absl::Status(const ConvertOptions&)>> Choose(const Arguments& arguments) {
   std::error_code error;
-  if (!std::filesystem::exists(arguments.source, error)) {
-    return absl::NotFoundError(absl::StrCat(arguments.source, " does not exist"));
-  }
   const bool is_folder = std::filesystem::is_directory(arguments.source, error);
   const std::string to = arguments.to.empty() ? (is_folder ? "gguf" : "hf") : arguments.to;
   if (is_folder != (to == "gguf")) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--to ", to, ": ", arguments.source,
-        is_folder ? " is a folder already; name a GGUF file" : " is a file already; name a Hugging Face folder"));
+        is_folder ? " is a folder already; name a GGUF file" : " is no folder; name a Hugging Face folder"));
   }
-  return is_folder ? ToGguf(arguments, options) : ToHf(arguments, options);
+  const std::string type = absl::AsciiStrToLower(arguments.type);
+  if (is_folder) {
+    const auto* row = FindIn(gguf::kFileTypes, type.empty() ? "q8_0" : type);
+    if (row == nullptr) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--type ", arguments.type, ": a GGUF file's is one of ", NamesIn(gguf::kFileTypes)));
+    }
+    return [&arguments, row](const ConvertOptions& options) {
+      return ConvertToGguf(arguments.source, arguments.target, row->type, options);
+    };
+  }
+  const auto* row = FindIn(kDtypes, type);
+  if (row == nullptr && !type.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--type ", arguments.type, ": a Hugging Face folder's is one of ", NamesIn(kDtypes)));
+  }
+  const auto dtype = row == nullptr ? std::nullopt : std::optional(row->dtype);
+  return [&arguments, dtype](const ConvertOptions& options) {
+    return ConvertToHf(arguments.source, arguments.target, dtype, options);
+  };
 }
 
 }  // namespace
@@ -98,11 +106,21 @@ int ConvertCommand(int argc, char** argv) {
     std::fprintf(stderr, "distctl: %s\nRun `distctl convert --help`.\n", error.what());
     return 2;
   }
+  std::error_code error;
+  if (!std::filesystem::exists(arguments.source, error)) {
+    std::fprintf(stderr, "convert: %s does not exist\n", arguments.source.c_str());
+    return 1;
+  }
+  const auto convert = Choose(arguments);
+  if (!convert.ok()) {
+    std::fprintf(stderr, "convert: %s\n", std::string(convert.status().message()).c_str());
+    return 2;
+  }
   at::set_num_threads(arguments.threads > 0 ? arguments.threads
                                             : std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
   std::vector<std::string> warnings;
   const ConvertOptions options = {.overwrite = arguments.overwrite, .warnings = &warnings};
-  const absl::Status status = Convert(arguments, options);
+  const absl::Status status = (*convert)(options);
   for (const std::string& warning : warnings) std::fprintf(stderr, "convert: warning: %s\n", warning.c_str());
   if (!status.ok()) {
     std::fprintf(stderr, "convert: %s\n", std::string(status.message()).c_str());

@@ -5,7 +5,7 @@
 namespace retort {
 
 void AddModelFlags(CLI::App& app, ModelFlags& flags) {
-  app.add_option("--model", flags.model.model, "Hugging Face model folder")->required();
+  app.add_option("--model", flags.model.model, "Hugging Face model folder, or GGUF file")->required();
   app.add_option("--adapter", flags.model.adapter, "PEFT adapter folder, merged into the weights");
   app.add_option("--dtype", flags.model.dtype, "of the computation; default: bfloat16 on a GPU, float32 on a CPU")
       ->check(CLI::IsMember({"float32", "bfloat16"}));

@@ -1,10 +1,13 @@
 #include "teacher_gen/model_loader.h"
 
+#include <filesystem>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
 #include "model/device.h"
+#include "model/gguf/file.h"
+#include "model/gguf/gguf_source.h"
 #include "model/lora.h"
 
 namespace retort {
@@ -33,7 +36,10 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   } else if (!device.is_cpu()) {
     stored = loaded.compute_dtype;
   }
-  ASSIGN_OR_RETURN(loaded.weights, LoadWeights(options.model, stored, device));
+  std::error_code error;
+  const bool is_gguf = gguf::IsGgufFile(options.model) && !std::filesystem::is_directory(options.model, error);
+  ASSIGN_OR_RETURN(loaded.weights, is_gguf ? LoadGgufWeights(options.model, stored, device)
+                                           : LoadWeights(options.model, stored, device));
   if (!options.adapter.empty()) {
     ASSIGN_OR_RETURN(const LoraAdapter adapter, LoadAdapter(options.adapter, loaded.weights.config));
     RETURN_IF_ERROR(MergeAdapter(adapter, loaded.weights));

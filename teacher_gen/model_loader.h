@@ -15,7 +15,7 @@
 namespace retort {
 
 struct ModelOptions {
-  std::string model;    // HF folder
+  std::string model;    // HF folder or GGUF file
   std::string adapter;  // PEFT folder, merged into the weights in f32; empty: none
   std::string dtype;    // "float32" | "bfloat16"; empty: bfloat16 on a GPU, float32 on a CPU
   std::string device = "auto";

@@ -50,7 +50,8 @@ struct FactorTensor {
 // Adds `<architecture>.*` to `metadata`, as llama.cpp's converter does. Errors: kInvalidArgument, kUnimplemented (what
 // a GGUF file of this family cannot say).
 absl::StatusOr<std::vector<FactorTensor>> ConfigToMetadata(const nlohmann::json& config, const std::string& source,
-                                                           const Family& family, Metadata& metadata);
+                                                           const Family& family, Metadata& metadata,
+                                                           std::vector<std::string>& warnings);
 
 // The double that a float was written for: 1e-05 for the float nearest to it.
 double ShortestDouble(float value);

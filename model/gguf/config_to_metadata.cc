@@ -138,8 +138,9 @@ double YarnAttentionFactor(Reader& rope, double factor) {
 
 class RopeWriter {
  public:
-  RopeWriter(const std::string& architecture, const Common& common, Reader& top, Metadata& metadata)
-      : prefix_(architecture + ".rope."), common_(common), top_(top), metadata_(metadata) {}
+  RopeWriter(const std::string& architecture, const Common& common, Reader& top, Metadata& metadata,
+             std::vector<std::string>& warnings)
+      : prefix_(architecture + ".rope."), common_(common), top_(top), metadata_(metadata), warnings_(warnings) {}
 
   absl::StatusOr<std::vector<FactorTensor>> Write(Reader& rope, int64_t rotary_dim) {
     const std::string type = rope.String("rope_type", rope.String("type", "default"));
@@ -179,10 +180,13 @@ class RopeWriter {
     if (std::fabs(attention_factor - understood) > 1e-9) {
       metadata_.Float32(prefix_ + "scaling.yarn_attn_factor", static_cast<float>(attention_factor));
     }
-    for (const char* key : {"beta_fast", "beta_slow"}) {
-      if (rope.Has(key)) {
-        metadata_.Float32(absl::StrCat(prefix_, "scaling.yarn_", key), static_cast<float>(rope.Number(key)));
+    for (const auto& [key, usual] : {std::pair("beta_fast", 32.0), std::pair("beta_slow", 1.0)}) {
+      if (!rope.Has(key)) continue;
+      if (prefix_ == "llama.rope." && rope.Number(key) != usual) {
+        warnings_.push_back(absl::StrCat("llama.cpp takes YaRN's ", key, " of ", rope.Number(key),
+                                         " from its command line only (--yarn-beta-fast, --yarn-beta-slow)"));
       }
+      metadata_.Float32(absl::StrCat(prefix_, "scaling.yarn_", key), static_cast<float>(rope.Number(key)));
     }
     return std::vector<FactorTensor>();
   }
@@ -227,6 +231,7 @@ class RopeWriter {
   const Common& common_;
   Reader& top_;
   Metadata& metadata_;
+  std::vector<std::string>& warnings_;
 };
 
 absl::Status WriteDeepseek(Reader& top, const std::string& prefix, Metadata& metadata) {
@@ -282,9 +287,14 @@ std::vector<bool> SlidingLayers(Reader& top) {
   return slides;
 }
 
-void WriteWindow(Reader& top, const Common& common, const std::string& prefix, Metadata& metadata) {
+void WriteWindow(Reader& top, const Common& common, const std::string& prefix, Metadata& metadata,
+                 std::vector<std::string>& warnings) {
   const auto put = [&](int64_t window) {
     metadata.Uint32(prefix + "attention.sliding_window", static_cast<uint32_t>(window));
+    if (window > 0 && window < common.context) {
+      warnings.push_back(absl::StrCat("llama.cpp does not heed the sliding window of ", window,
+                                      " in this architecture: texts that are longer get other logits there"));
+    }
   };
   if (common.model_type == "phi3") {
     put(top.Integer("sliding_window", 0));  // 0 says none, which llama.cpp wants to be told
@@ -345,7 +355,8 @@ absl::StatusOr<Geometry> GeometryOf(const json& config, const std::string& sourc
 }
 
 absl::StatusOr<std::vector<FactorTensor>> ConfigToMetadata(const json& config, const std::string& source,
-                                                           const Family& family, Metadata& metadata) {
+                                                           const Family& family, Metadata& metadata,
+                                                           std::vector<std::string>& warnings) {
   ASSIGN_OR_RETURN(const Geometry geometry, GeometryOf(config, source));
   ASSIGN_OR_RETURN(const json rope_object, RopeObject(config, source));
   Reader top(config, absl::StrCat(source, ": "));
@@ -379,7 +390,7 @@ absl::StatusOr<std::vector<FactorTensor>> ConfigToMetadata(const json& config, c
   } else {
     put("attention.key_length", common.head_dim);
     put("attention.value_length", common.head_dim);
-    WriteWindow(top, common, prefix, metadata);
+    WriteWindow(top, common, prefix, metadata, warnings);
   }
   const double partial = rope.Number("partial_rotary_factor", top.Number("partial_rotary_factor", 1.0));
   const auto rotary_dim = static_cast<int64_t>(static_cast<double>(common.head_dim) * partial);
@@ -390,7 +401,7 @@ absl::StatusOr<std::vector<FactorTensor>> ConfigToMetadata(const json& config, c
   if (rotary_dim < 2 || rotary_dim % 2 != 0 || rotary_dim > 65536) {
     return absl::InvalidArgumentError(absl::StrCat(source, ": rotates ", rotary_dim, " dimensions of each head"));
   }
-  ASSIGN_OR_RETURN(auto factors, RopeWriter(architecture, common, top, metadata).Write(rope, rotary_dim));
+  ASSIGN_OR_RETURN(auto factors, RopeWriter(architecture, common, top, metadata, warnings).Write(rope, rotary_dim));
   RETURN_IF_ERROR(rope.status());
   RETURN_IF_ERROR(top.status());
   return factors;

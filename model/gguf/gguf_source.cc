@@ -197,4 +197,12 @@ absl::StatusOr<at::Tensor> GgufSource::Get(const std::string& name) {
   });
 }
 
+absl::StatusOr<ModelWeights> LoadGgufWeights(const std::string& path, std::optional<c10::ScalarType> dtype,
+                                             c10::Device device) {
+  ASSIGN_OR_RETURN(const auto source, GgufSource::Open(path));
+  ASSIGN_OR_RETURN(const nlohmann::json generation, gguf::GenerationConfigFromGguf(source->file()));
+  ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(source->config(), generation, path));
+  return LoadWeightsFrom(*source, std::move(config), dtype, device, path);
+}
+
 }  // namespace retort

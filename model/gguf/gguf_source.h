@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "model/gguf/families.h"
 #include "model/gguf/file.h"
 #include "model/tensor_source.h"
+#include "model/weights.h"
 
 namespace retort {
 
@@ -57,5 +59,9 @@ class GgufSource final : public TensorSource {
   gguf::Geometry geometry_;
   std::map<std::string, Entry> entries_;
 };
+
+// LoadWeights for a GGUF file. Errors: as GgufSource::Open, ParseModelConfig and LoadWeightsFrom.
+absl::StatusOr<ModelWeights> LoadGgufWeights(const std::string& path, std::optional<c10::ScalarType> dtype,
+                                             c10::Device device);
 
 }  // namespace retort

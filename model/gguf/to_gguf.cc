@@ -17,6 +17,7 @@
 #include "model/gguf/convert.h"
 #include "model/gguf/families.h"
 #include "model/gguf/mixture.h"
+#include "model/gguf/model_check.h"
 #include "model/gguf/quants.h"
 #include "model/gguf/vocab.h"
 #include "model/gguf/writer.h"
@@ -44,23 +45,6 @@ struct Planned {
   std::vector<float> factors;
 };
 
-// Where a family's layer has this tensor, and must have it.
-bool IsNeeded(const TensorRule& rule, int64_t layer, const gguf::Geometry& g) {
-  const absl::string_view name = rule.gguf;
-  if (!absl::EndsWith(name, ".weight")) return false;
-  if (name == "output.weight") return !g.tied;
-  if (g.kv_lora_rank == 0) return true;
-  const bool experts = g.experts > 0 && layer >= g.dense_layers;
-  if (absl::EndsWith(name, ".attn_q.weight")) return g.q_lora_rank == 0;
-  if (absl::StrContains(name, ".attn_q_")) return g.q_lora_rank != 0;
-  if (absl::EndsWith(name, "_shexp.weight")) return experts && g.shared_experts > 0;
-  if (absl::EndsWith(name, "_exps.weight") || absl::EndsWith(name, ".ffn_gate_inp.weight")) return experts;
-  for (const char* dense : {".ffn_gate.weight", ".ffn_up.weight", ".ffn_down.weight"}) {
-    if (absl::EndsWith(name, dense)) return !experts;
-  }
-  return !absl::EndsWith(name, ".attn_kv_b.weight");
-}
-
 class ToGguf {
  public:
   ToGguf(std::string folder, FileType type, const ConvertOptions& options)
@@ -79,8 +63,11 @@ class ToGguf {
     }
     ASSIGN_OR_RETURN(geometry_, gguf::GeometryOf(config, config_path));
     ASSIGN_OR_RETURN(source_, OpenSafetensorsFolder(folder_));
-    RETURN_IF_ERROR(CheckEmbedding());
+    RETURN_IF_ERROR(CheckTensors(config));
     RETURN_IF_ERROR(PlanTensors());
+    if (absl::string_view(family_->architecture) == "qwen3" && source_->Has("model.layers.0.self_attn.q_proj.bias")) {
+      options_.warnings->push_back("llama.cpp has no biases in Qwen3's attention, and does not load the file");
+    }
 
     gguf::Metadata metadata;
     metadata.String("general.architecture", family_->architecture);
@@ -89,7 +76,8 @@ class ToGguf {
     metadata.String("general.size_label", SizeLabel());
     metadata.Uint32("general.file_type", static_cast<uint32_t>(type_));
     metadata.Uint32("general.quantization_version", kQuantisationVersion);
-    ASSIGN_OR_RETURN(const auto factors, gguf::ConfigToMetadata(config, config_path, *family_, metadata));
+    ASSIGN_OR_RETURN(const auto factors,
+                     gguf::ConfigToMetadata(config, config_path, *family_, metadata, *options_.warnings));
     RETURN_IF_ERROR(gguf::TokenizerToMetadata(folder_, geometry_.vocab_size, metadata, *options_.warnings));
     for (const gguf::FactorTensor& tensor : factors) {
       const auto count = static_cast<int64_t>(tensor.values.size());
@@ -126,15 +114,14 @@ class ToGguf {
     return absl::StrFormat("%.*f%s", decimals, scaled, suffix);
   }
 
-  absl::Status CheckEmbedding() {
-    ASSIGN_OR_RETURN(const at::Tensor embedding, source_->Get("model.embed_tokens.weight"));
-    if (embedding.dim() != 2 || embedding.size(0) != geometry_.vocab_size ||
-        embedding.size(1) != geometry_.hidden_size) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(folder_, ": model.embed_tokens.weight is [", absl::StrJoin(embedding.sizes(), ", "),
-                       "], config.json asks for [", geometry_.vocab_size, ", ", geometry_.hidden_size, "]"));
-    }
-    return absl::OkStatus();
+  // Before the tokenizer is read: its length is the embedding's.
+  absl::Status CheckTensors(const json& config) {
+    return CheckTensorsAgainstConfig(config, folder_,
+                                     [&](const std::string& name) -> absl::StatusOr<std::vector<int64_t>> {
+                                       const auto tensor = source_->Get(name);
+                                       if (!tensor.ok()) return WithContext(tensor.status(), folder_);
+                                       return tensor->sizes().vec();
+                                     });
   }
 
   absl::Status PlanTensors() {
@@ -176,7 +163,7 @@ class ToGguf {
     for (int64_t expert = 0; expert < count; ++expert) {
       const std::string name = gguf::Fill(rule.hf, layer, expert);
       if (!source_->Has(name)) {
-        if (expert == 0 && !IsNeeded(rule, layer, geometry_)) return absl::OkStatus();
+        if (expert == 0) return absl::OkStatus();  // what must be there was looked for before
         return absl::NotFoundError(absl::StrCat(folder_, ": tensor \"", name, "\" is missing"));
       }
       planned.sources.push_back(name);

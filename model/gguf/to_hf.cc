@@ -11,6 +11,7 @@
 #include "common/status.h"
 #include "model/gguf/convert.h"
 #include "model/gguf/gguf_source.h"
+#include "model/gguf/model_check.h"
 #include "model/gguf/vocab.h"
 #include "model/safetensors_writer.h"
 #include "model/torch_status.h"
@@ -125,6 +126,11 @@ absl::Status ConvertToHf(const std::string& file, const std::string& folder, std
     return absl::InvalidArgumentError(absl::StrCat(folder, " holds no config.json: only a model's folder is replaced"));
   }
   ASSIGN_OR_RETURN(const auto source, GgufSource::Open(file));
+  RETURN_IF_ERROR(CheckTensorsAgainstConfig(
+      source->config(), file, [&](const std::string& name) -> absl::StatusOr<std::vector<int64_t>> {
+        ASSIGN_OR_RETURN(const GgufSource::Description description, source->Describe(name));
+        return description.shape;
+      }));
   std::string target = folder;
   while (target.size() > 1 && target.back() == '/') target.pop_back();
   const std::string partial = absl::StrCat(target, ".partial.", RandomHex(8));
