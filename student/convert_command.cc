@@ -16,7 +16,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "model/gguf/convert.h"
+#include "model/convert/convert.h"
 #include "model/gguf/mixture.h"
 
 namespace retort {

@@ -7,7 +7,7 @@
 #include "common/status.h"
 #include "model/device.h"
 #include "model/gguf/file.h"
-#include "model/gguf/gguf_source.h"
+#include "model/convert/gguf_source.h"
 #include "model/lora.h"
 
 namespace retort {

@@ -1,4 +1,4 @@
-#include "model/gguf/gguf_source.h"
+#include "model/convert/gguf_source.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>

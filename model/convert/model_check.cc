@@ -1,4 +1,4 @@
-#include "model/gguf/model_check.h"
+#include "model/convert/model_check.h"
 
 #include <nlohmann/json.hpp>
 
