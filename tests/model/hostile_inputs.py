@@ -241,8 +241,24 @@ def tokenizer_cases():
                         ("dunder names", "{{ ''.__class__.__mro__[1].__subclasses__() }}"), ("a list in itself", "{% set l = [] %}{% set _ = l.append(l) %}{{ l }}"),
                         ("100,000 minus signs", "{{ " + "-" * 100000 + "1 }}"), ("100,000 nots", "{{ " + "not " * 100000 + "1 }}"),
                         ("100,000 brackets", "{{ " + "[" * 100000 + "]" * 100000 + " }}"), ("a format of terabytes", "{{ '%1000000000000d' | format(1) }}"),
-                        ("an indent of terabytes", "{{ 'a\nb' | indent(10 ** 13) }}"), ("a join of itself", "{{ ('a' * 100000) | join('b' * 1000000) }}")):
-        yield f"template: {label}", template(text), "tokenize", label in ("a list in itself", "dunder names", "a huge power", "itself included")
+                        ("an indent of terabytes", "{{ 'a\nb' | indent(10 ** 13) }}"), ("a join of itself", "{{ ('a' * 100000) | join('b' * 1000000) }}"),
+                        ("a filter that replaces", "{{ ('a' * 1000000) | replace('a', 'b' * 1000000) }}"),
+                        ("a method that replaces", "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}"),
+                        ("a million indented lines", "{{ ('a\n' * 1000000) | indent(65536) }}"),
+                        ("a list of the same long text, as JSON", "{{ (['a' * 1000000] * 1000000) | tojson }}"),
+                        ("a list of the same long text", "{{ ['a' * 1000000] * 1000000 }}"),
+                        ("long texts mapped", "{{ ('a,' * 1000000).split(',') | map('replace', 'a', 'b' * 1000000) | list }}"),
+                        ("a terabyte in a loop", "{% for i in range(99999) %}{{ 'a' * 10000000 }}{% endfor %}"),
+                        ("a hundred gigabytes kept", "{% set ns = namespace(l=[]) %}{% for i in range(99999) %}{% set ns.l = ns.l + ['a' * 1000000 ~ i] %}"
+                                                     "{% endfor %}"),
+                        ("lists within lists", "{% set ns = namespace(l=[1] * 1000) %}{% for i in range(99) %}{% set ns.l = [ns.l] * 1000 %}{% endfor %}{{ ns.l }}"),
+                        ("wide formats kept", "{% set ns = namespace(l=[]) %}{% for i in range(99999) %}{% set ns.l = ns.l + ['{:>1000000}'.format(i)] %}"
+                                              "{% endfor %}{{ ns.l }}"),
+                        ("a dict that doubles", "{% set ns = namespace(d={'a': 'aaaaaaaa'}) %}{% for i in range(64) %}{% set ns.d = {'a': ns.d, 'b': ns.d} %}"
+                                                "{% endfor %}{{ ns.d }}"),
+                        ("sums of long lists", "{{ range(99999) | list | batch(1) | map('list') | list | sum(start=[]) }}"),
+                        ("a text that is split to letters again and again", "{% for i in range(9999) %}{% for c in 'a' * 60000000 %}{% endfor %}{% endfor %}")):
+        yield f"template: {label}", template(text), "tokenize", label in ("a list in itself", "dunder names", "a huge power", "itself included", "sums of long lists")
 
 
 def adapter_cases():

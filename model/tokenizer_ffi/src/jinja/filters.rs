@@ -17,6 +17,8 @@ const NAMES: [&str; 51] = [
     "wordwrap", "random",
 ];
 
+const MAX_INDENT: i128 = 1 << 16;
+
 pub fn exists(name: &str) -> bool {
     NAMES.contains(&name)
 }
@@ -207,7 +209,10 @@ fn indent(value: &Value, given: Given) -> Res<Value> {
     let [width, first, blank] = given.bind("indent", ["width", "first", "blank"])?;
     let indention = match width {
         Some(Value::Str(text)) => text.to_string(),
-        width => " ".repeat(whole(width, 4, "indent")?.clamp(0, 1 << 16) as usize),
+        width => match whole(width, 4, "indent")? {
+            width if width > MAX_INDENT => return Err(Error::exhausted("an indent is too wide")),
+            width => " ".repeat(width.max(0) as usize),
+        },
     };
     let lines = split_lines(&(to_str(value)? + "\n"), false);
     let blank = flag(blank, false);
