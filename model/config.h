@@ -67,6 +67,14 @@ struct MoeConfig {
   double routed_scaling_factor = 1.0;
 };
 
+// One rank's part of a model that several share (parallel/shard.h).
+struct TensorShard {
+  int rank = 0;
+  int size = 1;
+  int64_t vocab_first = 0, vocab_count = 0;    // rows of the embedding and of the head
+  int64_t expert_first = 0, expert_count = 0;  // routed experts
+};
+
 struct ModelConfig {
   std::string model_type;  // a family's: "llama", "qwen2", ...
   int64_t vocab_size = 0;
@@ -82,6 +90,7 @@ struct ModelConfig {
   double attention_scale = 0.0;         // what scores are multiplied by
   std::vector<int64_t> sliding_window;  // by layer: the last tokens that a token sees, itself included; 0: all
   std::optional<MlaConfig> mla;         // instead of q, k and v projections
+  std::optional<TensorShard> shard;          // then the sizes above are this rank's
   std::optional<MoeConfig> moe;         // instead of the MLP from layer first_dense_layers on
   bool fused_projections = false;       // qkv_proj and gate_up_proj in one tensor each
   bool qk_norm = false;                 // RMSNorm over each head's queries and keys
@@ -100,6 +109,7 @@ struct ModelConfig {
   int64_t window(int64_t layer) const {
     return sliding_window.empty() ? 0 : sliding_window[static_cast<size_t>(layer)];
   }
+  int64_t vocab_rows() const { return shard.has_value() ? shard->vocab_count : vocab_size; }
   bool is_moe(int64_t layer) const { return moe.has_value() && layer >= moe->first_dense_layers; }
   int64_t value_head_dim() const { return mla.has_value() ? mla->v_head_dim : head_dim; }
   // The longest sequence that its positions are made for: max_position_embeddings, times the factor where a scaling is

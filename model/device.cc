@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <dlfcn.h>
 
 #include <cstdlib>
@@ -46,6 +47,15 @@ absl::StatusOr<c10::Device> ChooseDevice(absl::string_view name) {
   if (at::hasCUDA()) return c10::Device(c10::kCUDA, 0);
   if (name == "auto") return c10::Device(c10::kCPU);
   return absl::FailedPreconditionError(absl::StrCat("device \"cuda\": ", WhyNoCuda(), "; use cpu or auto"));
+}
+
+absl::StatusOr<c10::Device> CudaDevice(int rank, int ranks) {
+  const int count = at::detail::getCUDAHooks().deviceCount();
+  if (count < ranks) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(ranks, " ranks need a GPU each, and there are ", count, "; use fewer, or --device cpu"));
+  }
+  return c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank));
 }
 
 void SetThreads(int threads) {

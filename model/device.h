@@ -17,6 +17,9 @@ void OpenCudaIfPresent();
 // ("cuda" where there is none; says why).
 absl::StatusOr<c10::Device> ChooseDevice(absl::string_view name);
 
+// The GPU of one of `ranks` processes, a GPU each. Errors: kFailedPrecondition (fewer GPUs than ranks).
+absl::StatusOr<c10::Device> CudaDevice(int rank, int ranks);
+
 // Sets the number of CPU threads of this process's tensor work. The number is part of what makes the bits.
 void SetThreads(int threads);
 

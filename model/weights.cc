@@ -6,11 +6,15 @@
 #include <ATen/ops/zeros.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <map>
+
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/status.h"
 #include "model/fp8_blocks.h"
+#include "model/parallel/shard.h"
 #include "model/safetensors_source.h"
 #include "model/torch_status.h"
 
@@ -21,11 +25,22 @@ bool IsFloat(c10::ScalarType type) {
   return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble;
 }
 
-absl::Status CheckShape(const std::string& where, const TensorPlace& place, const at::Tensor& stored) {
-  if (stored.sizes() == at::IntArrayRef(place.shape)) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(where, ": tensor \"", place.name, "\" has shape [",
+absl::Status CheckShape(const std::string& where, const std::string& name, const std::vector<int64_t>& shape,
+                        const at::Tensor& stored) {
+  if (stored.sizes() == at::IntArrayRef(shape)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(where, ": tensor \"", name, "\" has shape [",
                                                  absl::StrJoin(stored.sizes(), ", "), "], config.json asks for [",
-                                                 absl::StrJoin(place.shape, ", "), "]"));
+                                                 absl::StrJoin(shape, ", "), "]"));
+}
+
+std::map<std::string, std::vector<int64_t>> ShapesOf(const ModelConfig& config) {
+  ModelWeights empty{.config = config};
+  std::map<std::string, std::vector<int64_t>> shapes;
+  VisitTensors(empty, [&](const TensorPlace& place) {
+    shapes[place.name] = place.shape;
+    return absl::OkStatus();
+  }).IgnoreError();
+  return shapes;
 }
 
 // Some files give experts one tensor for a whole layer: gate and up [experts, 2 * intermediate, hidden], down [experts,
@@ -93,17 +108,20 @@ void WarnOfUnused(const TensorSource& source, const ModelConfig& config, const s
 
 }  // namespace
 
-absl::StatusOr<ModelWeights> LoadWeightsFrom(TensorSource& source, ModelConfig config,
+absl::StatusOr<ModelWeights> LoadWeightsFrom(TensorSource& source, const ModelConfig& whole, const ModelConfig& config,
                                              std::optional<c10::ScalarType> dtype, c10::Device device,
                                              const std::string& where) {
   ModelWeights weights;
-  weights.config = std::move(config);
+  weights.config = config;
+  const std::map<std::string, std::vector<int64_t>> shapes = ShapesOf(whole);
   std::vector<std::string> used;
   const auto load = [&](const TensorPlace& place) -> absl::Status {
+    used.push_back(place.name);
+    if (config.shard.has_value() && !IsExpertOf(config, place)) return absl::OkStatus();
     return CatchTorchErrors(absl::StrCat(where, ": load ", place.name), [&]() -> absl::Status {
-      ASSIGN_OR_RETURN(const at::Tensor stored,
-                       Read(source, weights.config, place.name, dtype.value_or(c10::ScalarType::Float)));
-      RETURN_IF_ERROR(CheckShape(where, place, stored));
+      ASSIGN_OR_RETURN(at::Tensor stored, Read(source, config, place.name, dtype.value_or(c10::ScalarType::Float)));
+      RETURN_IF_ERROR(CheckShape(where, place.name, shapes.at(place.name), stored));
+      if (config.shard.has_value()) stored = SliceOf(whole, config, place, stored).contiguous();
       if (!IsFloat(stored.scalar_type())) {
         return absl::InvalidArgumentError(absl::StrCat(where, ": tensor \"", place.name, "\" is stored as ",
                                                        c10::toString(stored.scalar_type()),
@@ -112,7 +130,6 @@ absl::StatusOr<ModelWeights> LoadWeightsFrom(TensorSource& source, ModelConfig c
       // The gate decides in f32, whatever the rest computes in.
       const bool gate = place.tensor == &weights.embed_tokens ? false : absl::StrContains(place.name, ".mlp.gate.");
       *place.tensor = stored.to(device, gate ? at::kFloat : dtype.value_or(stored.scalar_type()));
-      used.push_back(place.name);
       return absl::OkStatus();
     });
   };
@@ -125,9 +142,17 @@ absl::StatusOr<ModelWeights> LoadWeightsFrom(TensorSource& source, ModelConfig c
 
 absl::StatusOr<ModelWeights> LoadWeights(const std::string& folder, std::optional<c10::ScalarType> dtype,
                                          c10::Device device) {
-  ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(folder));
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(folder));
   ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source, OpenSafetensorsFolder(folder));
-  return LoadWeightsFrom(*source, std::move(config), dtype, device, folder);
+  return LoadWeightsFrom(*source, config, config, dtype, device, folder);
+}
+
+absl::StatusOr<ModelWeights> LoadWeightsOfRank(const std::string& folder, std::optional<c10::ScalarType> dtype,
+                                               c10::Device device, int rank, int size) {
+  ASSIGN_OR_RETURN(const ModelConfig whole, LoadModelConfig(folder));
+  ASSIGN_OR_RETURN(const ModelConfig part, ShardConfig(whole, rank, size));
+  ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source, OpenSafetensorsFolder(folder));
+  return LoadWeightsFrom(*source, whole, part, dtype, device, folder);
 }
 
 ModelWeights RandomWeights(const ModelConfig& config, c10::ScalarType dtype, c10::Device device, uint64_t seed) {

@@ -81,6 +81,9 @@ struct TensorPlace {
   std::string name;  // in the files
   std::vector<int64_t> shape;
   at::Tensor* tensor;
+  Projection projection = kProjections;  // the module that it is the weight or bias of
+  int64_t expert = -1;                   // the routed expert that it is part of
+  bool vocabulary = false;               // a row for each token of the vocabulary
 };
 
 // Calls `visit` for every tensor of the model in its order, with `weights` sized as its config says. A tied lm_head is
@@ -106,8 +109,13 @@ std::array<Linear, 2> SplitGateUp(const ModelConfig& config, const LayerWeights&
 absl::StatusOr<ModelWeights> LoadWeights(const std::string& folder, std::optional<c10::ScalarType> dtype,
                                          c10::Device device);
 
-// The same from another source. `where` names it in errors.
-absl::StatusOr<ModelWeights> LoadWeightsFrom(TensorSource& source, ModelConfig config,
+// One rank's part of a tensor-parallel model; reads no more of a matrix than it keeps. Errors: also those of
+// ShardConfig.
+absl::StatusOr<ModelWeights> LoadWeightsOfRank(const std::string& folder, std::optional<c10::ScalarType> dtype,
+                                               c10::Device device, int rank, int size);
+
+// The same from another source. `where` names it in errors. `config` may be one rank's part of `whole`.
+absl::StatusOr<ModelWeights> LoadWeightsFrom(TensorSource& source, const ModelConfig& whole, const ModelConfig& config,
                                              std::optional<c10::ScalarType> dtype, c10::Device device,
                                              const std::string& where);
 

@@ -1,6 +1,5 @@
 #include "teacher_gen/generate_command.h"
 
-#include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -40,7 +39,8 @@ struct LineState {
 };
 
 absl::Status Run(const Options& options, OrderedOutput& output) {
-  ASSIGN_OR_RETURN(const std::vector<std::string> lines, ReadLines(options.flags.input));
+  ASSIGN_OR_RETURN(const std::unique_ptr<RankGroup> ranks, StartRanks(options.flags));
+  ASSIGN_OR_RETURN(const std::vector<std::string> lines, ReadInput(options.flags, ranks.get()));
   ModelOptions wanted = options.flags.model;
   wanted.tokenizer_optional = true;
   wanted.eos_from_tokenizer = false;  // as transformers' generate()
@@ -51,12 +51,13 @@ absl::Status Run(const Options& options, OrderedOutput& output) {
   engine_options.max_batch_size = options.batch_size;
   engine_options.max_sequence_length = kMaxSequenceTokens;
   engine_options.beyond_context = true;
-  ContextWarning context("generate", model.weights.config.context_length());
-  ASSIGN_OR_RETURN(auto engine,
-                   GenerationEngine::Create(std::move(model.weights), model.compute_dtype, engine_options));
+  const bool first = options.flags.model.tensor_parallel_rank == 0;
+  ContextWarning context(first ? "generate" : "", model.weights.config.context_length());
+  ASSIGN_OR_RETURN(auto engine, GenerationEngine::Create(std::move(model.weights), model.compute_dtype, engine_options,
+                                                         ranks == nullptr ? nullptr : ranks->tensors()));
 
   const auto total = static_cast<int64_t>(lines.size());
-  LineProgress progress("generate", total);
+  LineProgress progress("generate", first ? total : 0);
   std::map<int64_t, LineState> open;
   int64_t next = 0;
   int64_t tokens = 0;
@@ -133,13 +134,9 @@ int GenerateCommand(int argc, char** argv) {
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
   if (const int code = ParseModelFlags(app, options.flags, argc, argv); code >= 0) return code;
-  OrderedOutput output(options.flags.output);
+  OrderedOutput output(OutputOf(options.flags));
   const absl::Status status = Run(options, output);
-  if (!status.ok()) {
-    std::fprintf(stderr, "generate: %s\n", std::string(status.message()).c_str());
-    return 1;
-  }
-  return output.errors() > 0 ? 1 : 0;
+  return ExitCode("generate", options.flags, status, output.errors());
 }
 
 }  // namespace retort

@@ -86,6 +86,10 @@ absl::StatusOr<std::vector<int32_t>> LineToTokens(const Tokenizer* tokenizer, ab
 }
 
 absl::Status OrderedOutput::Put(int64_t index, const nlohmann::json& line) {
+  if (path_.empty()) {
+    ++done_;
+    return absl::OkStatus();
+  }
   // Text of a model may hold half a character: replaced, not an error.
   waiting_[index] = line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
   ++done_;
@@ -107,19 +111,20 @@ absl::Status OrderedOutput::PutError(int64_t index, const absl::Status& error) {
 }
 
 absl::Status OrderedOutput::Finish() {
-  if (path_ == "-") return absl::OkStatus();
+  if (path_ == "-" || path_.empty()) return absl::OkStatus();
   return WriteFileAtomically(path_, contents_);
 }
 
 void ContextWarning::Saw(int64_t tokens) {
   if (said_ || tokens <= context_length_) return;
   said_ = true;
+  if (verb_.empty()) return;
   std::fprintf(stderr, "%s: warning: a sequence of %lld tokens goes past the model's context of %lld\n", verb_.c_str(),
                static_cast<long long>(tokens), static_cast<long long>(context_length_));
 }
 
 LineProgress::LineProgress(std::string verb, int64_t total)
-    : verb_(std::move(verb)), total_(total), terminal_(isatty(STDERR_FILENO) == 1), start_(Now()) {}
+    : verb_(std::move(verb)), total_(total), terminal_(isatty(STDERR_FILENO) == 1 && total > 0), start_(Now()) {}
 
 LineProgress::~LineProgress() {
   if (terminal_ && shown_ > 0.0) std::fputc('\n', stderr);

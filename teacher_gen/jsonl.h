@@ -26,7 +26,7 @@ absl::StatusOr<std::vector<int32_t>> LineToTokens(const Tokenizer* tokenizer, ab
                                                   bool add_generation_prompt);
 
 // Takes finished lines in any order and writes them in order: to standard output ("-") as soon as the lines before are
-// there, to a file all at once at the end (atomically, so that an interrupted run leaves nothing).
+// there, to a file all at once at the end (atomically, so that an interrupted run leaves nothing), nowhere for "".
 class OrderedOutput {
  public:
   explicit OrderedOutput(std::string path) : path_(std::move(path)) {}
@@ -49,7 +49,7 @@ class OrderedOutput {
 };
 
 // Says once, on standard error, that a sequence is longer than what its model was made for: what the model says of it
-// is seldom sensible, but it is what was asked for.
+// is seldom sensible, but it is what was asked for. An empty verb says nothing.
 class ContextWarning {
  public:
   ContextWarning(std::string verb, int64_t context_length) : verb_(std::move(verb)), context_length_(context_length) {}

@@ -1,6 +1,13 @@
 #include "teacher_gen/model_flags.h"
 
+#include <algorithm>
+#include <cstdio>
+#include <thread>
+
+#include "common/status.h"
 #include "model/device.h"
+#include "model/parallel/shard.h"
+#include "teacher_gen/jsonl.h"
 
 namespace retort {
 
@@ -14,6 +21,11 @@ void AddModelFlags(CLI::App& app, ModelFlags& flags) {
   app.add_option("--input", flags.input, "JSONL file, or - for standard input")->required();
   app.add_option("--output", flags.output, "JSONL file, or - for standard output")->required();
   app.add_option("--threads", flags.threads, "CPU threads; default: as many as cores")->check(CLI::Range(1, 1024));
+  app.add_option("--tensor-parallel-size", flags.model.tensor_parallel_size,
+                 "processes that share the model: on GPUs one each, else on this machine's cores")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  app.add_option(kRankFlag, flags.model.tensor_parallel_rank)->group("");  // the program's own
 }
 
 int ParseModelFlags(CLI::App& app, ModelFlags& flags, int argc, char** argv) {
@@ -22,8 +34,53 @@ int ParseModelFlags(CLI::App& app, ModelFlags& flags, int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
+  const int ranks = flags.model.tensor_parallel_size;
+  if (flags.model.tensor_parallel_rank < 0 || flags.model.tensor_parallel_rank >= ranks) {
+    std::fprintf(stderr, "%s is for the program's own use\n", kRankFlag);
+    return 2;
+  }
+  if (flags.threads == 0 && ranks > 1) {
+    flags.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks);
+  }
   if (flags.threads > 0) SetThreads(flags.threads);
+  flags.argv.assign(argv, argv + argc);
   return -1;
+}
+
+absl::StatusOr<std::unique_ptr<RankGroup>> StartRanks(const ModelFlags& flags) {
+  const ModelOptions& model = flags.model;
+  if (model.tensor_parallel_size == 1) return nullptr;
+  // What is wrong with the model is said once, before there are others to say it too.
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model.model));
+  RETURN_IF_ERROR(ShardConfig(config, model.tensor_parallel_rank, model.tensor_parallel_size).status());
+  ASSIGN_OR_RETURN(const c10::Device device, ChooseDevice(model.device.empty() ? "auto" : model.device));
+  if (device.is_cuda()) RETURN_IF_ERROR(CudaDevice(0, model.tensor_parallel_size).status());
+  return RankGroup::Start(model.tensor_parallel_rank, model.tensor_parallel_size, device.is_cuda(), flags.argv);
+}
+
+absl::StatusOr<std::vector<std::string>> ReadInput(const ModelFlags& flags, RankGroup* ranks) {
+  std::vector<std::string> lines;
+  if (flags.model.tensor_parallel_rank == 0) {
+    ASSIGN_OR_RETURN(lines, ReadLines(flags.input));
+  }
+  if (ranks != nullptr) RETURN_IF_ERROR(ranks->Broadcast(lines));
+  return lines;
+}
+
+int ExitCode(const char* verb, const ModelFlags& flags, const absl::Status& status, int64_t line_errors) {
+  if (status.ok()) return line_errors > 0 ? 1 : 0;
+  const int rank = flags.model.tensor_parallel_rank;
+  const std::string message(status.message());
+  if (rank == 0) {
+    std::fprintf(stderr, "%s: %s\n", verb, message.c_str());
+  } else if (!absl::IsUnavailable(status) && !absl::IsAborted(status)) {
+    std::fprintf(stderr, "%s: rank %d: %s\n", verb, rank, message.c_str());
+  }
+  return 1;
+}
+
+std::string OutputOf(const ModelFlags& flags) {
+  return flags.model.tensor_parallel_rank == 0 ? flags.output : std::string();
 }
 
 }  // namespace retort

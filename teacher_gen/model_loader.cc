@@ -5,16 +5,21 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
+#include "model/convert/gguf_source.h"
 #include "model/device.h"
 #include "model/gguf/file.h"
-#include "model/convert/gguf_source.h"
 #include "model/lora.h"
+#include "model/parallel/shard.h"
 
 namespace retort {
 
 absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   LoadedModel loaded;
-  ASSIGN_OR_RETURN(const c10::Device device, ChooseDevice(options.device.empty() ? "auto" : options.device));
+  ASSIGN_OR_RETURN(c10::Device device, ChooseDevice(options.device.empty() ? "auto" : options.device));
+  const bool shared = options.tensor_parallel_size > 1;
+  if (shared && device.is_cuda()) {
+    ASSIGN_OR_RETURN(device, CudaDevice(options.tensor_parallel_rank, options.tensor_parallel_size));
+  }
   std::string dtype = options.dtype;
   if (dtype.empty()) dtype = device.is_cpu() ? "float32" : "bfloat16";
   if (dtype == "float32") {
@@ -38,11 +43,21 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   }
   std::error_code error;
   const bool is_gguf = gguf::IsGgufFile(options.model) && !std::filesystem::is_directory(options.model, error);
-  ASSIGN_OR_RETURN(loaded.weights, is_gguf ? LoadGgufWeights(options.model, stored, device)
-                                           : LoadWeights(options.model, stored, device));
+  if (shared && !is_gguf && options.adapter.empty()) {
+    ASSIGN_OR_RETURN(loaded.weights, LoadWeightsOfRank(options.model, stored, device, options.tensor_parallel_rank,
+                                                       options.tensor_parallel_size));
+  } else {
+    ASSIGN_OR_RETURN(loaded.weights, is_gguf ? LoadGgufWeights(options.model, stored, device)
+                                             : LoadWeights(options.model, stored, device));
+  }
   if (!options.adapter.empty()) {
     ASSIGN_OR_RETURN(const LoraAdapter adapter, LoadAdapter(options.adapter, loaded.weights.config));
     RETURN_IF_ERROR(MergeAdapter(adapter, loaded.weights));
+  }
+  // An adapter is merged into whole matrices, a GGUF file is read whole.
+  if (shared && !loaded.weights.config.shard.has_value()) {
+    ASSIGN_OR_RETURN(loaded.weights,
+                     ShardWeights(loaded.weights, options.tensor_parallel_rank, options.tensor_parallel_size));
   }
   if (options.eos_from_tokenizer && loaded.weights.config.eos_token_ids.empty() && loaded.tokenizer != nullptr &&
       loaded.tokenizer->eos_token_id() >= 0)

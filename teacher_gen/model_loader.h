@@ -24,10 +24,12 @@ struct ModelOptions {
   bool tokenizer_optional = false;
   // Where the configs name no EOS the tokenizer's is taken: generation that never stops serves nobody's job.
   bool eos_from_tokenizer = true;
+  int tensor_parallel_size = 1;  // ranks that share the model; `tensor_parallel_rank` is loaded
+  int tensor_parallel_rank = 0;  // on GPUs also the GPU that is used
 };
 
 struct LoadedModel {
-  ModelWeights weights;  // on the device; config.eos_token_ids as ModelOptions says
+  ModelWeights weights;  // on the device, the rank's part; config.eos_token_ids as ModelOptions says
   c10::ScalarType compute_dtype = c10::ScalarType::Float;
   std::unique_ptr<Tokenizer> tokenizer;  // null: the folder has none, and none was asked for
 };

@@ -1,6 +1,5 @@
 #include "teacher_gen/score_command.h"
 
-#include <cstdio>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -17,14 +16,16 @@ namespace {
 constexpr size_t kBatchTokens = 4096;
 
 absl::Status Run(const ModelFlags& flags, OrderedOutput& output) {
-  ASSIGN_OR_RETURN(const std::vector<std::string> lines, ReadLines(flags.input));
+  ASSIGN_OR_RETURN(const std::unique_ptr<RankGroup> ranks, StartRanks(flags));
+  ASSIGN_OR_RETURN(const std::vector<std::string> lines, ReadInput(flags, ranks.get()));
   ModelOptions wanted = flags.model;
   wanted.tokenizer_optional = true;
   ASSIGN_OR_RETURN(LoadedModel model, LoadModel(wanted));
-  ContextWarning context("score", model.weights.config.context_length());
-  ASSIGN_OR_RETURN(auto scorer, Scorer::Create(std::move(model.weights), model.compute_dtype, /*beyond_context=*/true));
+  ContextWarning context(flags.model.tensor_parallel_rank == 0 ? "score" : "", model.weights.config.context_length());
+  ASSIGN_OR_RETURN(auto scorer, Scorer::Create(std::move(model.weights), model.compute_dtype, /*beyond_context=*/true,
+                                               ranks == nullptr ? nullptr : ranks->tensors()));
 
-  LineProgress progress("score", static_cast<int64_t>(lines.size()));
+  LineProgress progress("score", flags.model.tensor_parallel_rank == 0 ? static_cast<int64_t>(lines.size()) : 0);
   std::vector<std::vector<int32_t>> batch;
   std::vector<int64_t> indices;
   size_t batch_tokens = 0;
@@ -69,13 +70,9 @@ int ScoreCommand(int argc, char** argv) {
   ModelFlags flags;
   AddModelFlags(app, flags);
   if (const int code = ParseModelFlags(app, flags, argc, argv); code >= 0) return code;
-  OrderedOutput output(flags.output);
+  OrderedOutput output(OutputOf(flags));
   const absl::Status status = Run(flags, output);
-  if (!status.ok()) {
-    std::fprintf(stderr, "score: %s\n", std::string(status.message()).c_str());
-    return 1;
-  }
-  return output.errors() > 0 ? 1 : 0;
+  return ExitCode("score", flags, status, output.errors());
 }
 
 }  // namespace retort

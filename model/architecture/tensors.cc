@@ -82,9 +82,12 @@ absl::Status VisitExperts(const ModelConfig& config, const std::string& prefix, 
   for (size_t i = 0; i < layer.experts.size(); ++i) {
     Expert& expert = layer.experts[i];
     const std::string name = absl::StrCat(prefix, "mlp.experts.", i, ".");
-    RETURN_IF_ERROR(visit({name + "gate_proj.weight", {moe.intermediate_size, hidden}, &expert.gate}));
-    RETURN_IF_ERROR(visit({name + "up_proj.weight", {moe.intermediate_size, hidden}, &expert.up}));
-    RETURN_IF_ERROR(visit({name + "down_proj.weight", {hidden, moe.intermediate_size}, &expert.down}));
+    const auto matrix = [&](const char* end, int64_t rows, int64_t columns, at::Tensor& tensor) {
+      return visit({name + end, {rows, columns}, &tensor, kProjections, static_cast<int64_t>(i)});
+    };
+    RETURN_IF_ERROR(matrix("gate_proj.weight", moe.intermediate_size, hidden, expert.gate));
+    RETURN_IF_ERROR(matrix("up_proj.weight", moe.intermediate_size, hidden, expert.up));
+    RETURN_IF_ERROR(matrix("down_proj.weight", hidden, moe.intermediate_size, expert.down));
   }
   return absl::OkStatus();
 }
@@ -95,8 +98,9 @@ absl::Status VisitLayer(const ModelConfig& config, int64_t index, LayerWeights& 
   for (const ProjectionShape& shape : ProjectionsOf(config, index)) {
     Linear& linear = layer[shape.projection];
     const std::string name = absl::StrCat(prefix, ProjectionName(shape.projection));
-    RETURN_IF_ERROR(visit({name + ".weight", {shape.out_features, shape.in_features}, &linear.weight}));
-    if (shape.bias) RETURN_IF_ERROR(visit({name + ".bias", {shape.out_features}, &linear.bias}));
+    RETURN_IF_ERROR(
+        visit({name + ".weight", {shape.out_features, shape.in_features}, &linear.weight, shape.projection}));
+    if (shape.bias) RETURN_IF_ERROR(visit({name + ".bias", {shape.out_features}, &linear.bias, shape.projection}));
   }
   RETURN_IF_ERROR(VisitNorms(config, prefix, layer, visit));
   if (config.is_moe(index)) RETURN_IF_ERROR(VisitExperts(config, prefix, layer, visit));
@@ -139,13 +143,23 @@ std::vector<ProjectionShape> ProjectionsOf(const ModelConfig& config, int64_t la
 absl::Status VisitTensors(ModelWeights& weights, const Visit& visit) {
   const ModelConfig& config = weights.config;
   weights.layers.resize(static_cast<size_t>(config.num_hidden_layers));
-  RETURN_IF_ERROR(visit({"model.embed_tokens.weight", {config.vocab_size, config.hidden_size}, &weights.embed_tokens}));
+  RETURN_IF_ERROR(visit({"model.embed_tokens.weight",
+                         {config.vocab_rows(), config.hidden_size},
+                         &weights.embed_tokens,
+                         kProjections,
+                         -1,
+                         /*vocabulary=*/true}));
   for (size_t i = 0; i < weights.layers.size(); ++i) {
     RETURN_IF_ERROR(VisitLayer(config, static_cast<int64_t>(i), weights.layers[i], visit));
   }
   RETURN_IF_ERROR(visit({"model.norm.weight", {config.hidden_size}, &weights.final_norm}));
   if (config.tie_word_embeddings) return absl::OkStatus();
-  return visit({"lm_head.weight", {config.vocab_size, config.hidden_size}, &weights.lm_head});
+  return visit({"lm_head.weight",
+                {config.vocab_rows(), config.hidden_size},
+                &weights.lm_head,
+                kProjections,
+                -1,
+                /*vocabulary=*/true});
 }
 
 std::array<Linear, 3> SplitQkv(const ModelConfig& config, const LayerWeights& layer) {

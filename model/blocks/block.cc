@@ -78,12 +78,12 @@ at::Tensor RunBlock(const ModelConfig& config, const LayerWeights& layer, int64_
   const at::Tensor normed = RmsNorm(x, layer.input_norm, config.rms_norm_eps);
   const at::Tensor attended = config.mla.has_value() ? LatentAttention(config, layer, index, normed, rope, context)
                                                      : GroupedAttention(config, layer, index, normed, rope, context);
-  const at::Tensor middle = x + context.Project(kO, attended);
+  const at::Tensor middle = x + context.Combine(context.Project(kO, attended));
   const at::Tensor inner = RmsNorm(middle, layer.post_attention_norm, config.rms_norm_eps);
-  if (!config.is_moe(index)) return middle + Mlp(config, inner, context);
+  if (!config.is_moe(index)) return middle + context.Combine(Mlp(config, inner, context));
   const at::Tensor shared =
       context.Project(kSharedDown, SwiGlu(context.Project(kSharedGate, inner), context.Project(kSharedUp, inner)));
-  return middle + (RoutedExperts(*config.moe, layer, inner) + shared);
+  return middle + context.Combine(RoutedExperts(*config.moe, layer, inner) + shared);
 }
 
 }  // namespace retort

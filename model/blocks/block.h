@@ -13,6 +13,8 @@ class LayerContext {
   virtual ~LayerContext() = default;
   // `x` [tokens, in_features] through a linear module of the layer, with its bias: [tokens, out_features].
   virtual at::Tensor Project(Projection projection, const at::Tensor& x) = 0;
+  // What each rank has of a sum, added up over the ranks of a tensor-parallel model.
+  virtual at::Tensor Combine(const at::Tensor& partial) { return partial; }
   // Causal attention: q [tokens, heads, head_dim], k [tokens, kv_heads, head_dim], v [tokens, kv_heads, v_dim], all
   // rotated, -> [tokens, heads, v_dim]. `window`: the last tokens that one sees, 0: all.
   virtual at::Tensor Attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t window) = 0;

@@ -69,7 +69,10 @@ at::Tensor RoutedExperts(const MoeConfig& moe, const LayerWeights& layer, const 
     if (count == 0) continue;
     const Expert& expert = layer.experts[static_cast<size_t>(i)];
     const at::Tensor part = sorted.narrow(0, first, count);
-    outs.push_back(at::mm(SwiGlu(at::mm(part, expert.gate.t()), at::mm(part, expert.up.t())), expert.down.t()));
+    // Another rank's adds nothing here.
+    outs.push_back(expert.gate.defined()
+                       ? at::mm(SwiGlu(at::mm(part, expert.gate.t()), at::mm(part, expert.up.t())), expert.down.t())
+                       : at::zeros_like(part));
     first += count;
   }
   const at::Tensor inverse = at::empty_like(order).scatter_(0, order, at::arange(order.size(0), order.options()));

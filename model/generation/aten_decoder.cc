@@ -25,12 +25,13 @@ constexpr int64_t kCacheStep = 256;
 
 class AtenDecoder final : public Decoder {
  public:
-  AtenDecoder(ModelWeights weights, c10::ScalarType compute_dtype, int64_t slots)
+  AtenDecoder(ModelWeights weights, c10::ScalarType compute_dtype, int64_t slots, TensorGroup* group)
       : weights_(std::move(weights)),
         device_(weights_.embed_tokens.device()),
         dtype_(device_.is_cpu() ? c10::ScalarType::Float : compute_dtype),
         slots_(slots),
-        tables_(weights_.config) {
+        tables_(weights_.config),
+        group_(group) {
     // The gate of a mixture of experts stays as it is: it decides in f32.
     std::vector<std::pair<at::Tensor, at::Tensor>> gates;
     for (const LayerWeights& layer : weights_.layers) gates.emplace_back(layer.router, layer.router_correction_bias);
@@ -70,6 +71,7 @@ class AtenDecoder final : public Decoder {
   at::Tensor ToDevice(const std::vector<int64_t>& values) const {
     return at::tensor(values, at::TensorOptions().dtype(at::kLong)).to(device_);
   }
+  at::Tensor Embed(const at::Tensor& tokens) const;
   at::Tensor Run(absl::Span<const Segment> segments);
 
   ModelWeights weights_;
@@ -77,6 +79,7 @@ class AtenDecoder final : public Decoder {
   const c10::ScalarType dtype_;
   const int64_t slots_;
   RopeTables tables_;
+  TensorGroup* const group_;  // null: the model is whole
   int64_t value_width_ = 0;
   int64_t capacity_ = 0;
   std::vector<at::Tensor> keys_, values_;  // a layer: [slots, kv_heads, capacity_, head_dim or value_width_]
@@ -90,12 +93,17 @@ class AtenDecoder::Context final : public LayerContext {
         pass_(pass),
         keys_(decoder.keys_[layer]),
         values_(decoder.values_[layer]),
-        value_width_(decoder.value_width_) {}
+        value_width_(decoder.value_width_),
+        group_(decoder.group_) {}
 
   at::Tensor Project(Projection projection, const at::Tensor& x) override {
     const Linear& linear = weights_[projection];
     const at::Tensor y = at::matmul(x, linear.weight.t());
     return linear.bias.defined() ? y + linear.bias : y;
+  }
+
+  at::Tensor Combine(const at::Tensor& partial) override {
+    return group_ == nullptr ? partial : group_->AllReduce(partial);
   }
 
   at::Tensor Attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t window) override {
@@ -155,6 +163,7 @@ class AtenDecoder::Context final : public LayerContext {
   const Pass& pass_;
   at::Tensor keys_, values_;
   const int64_t value_width_;
+  TensorGroup* const group_;
 };
 
 // Room for as many positions as sequences really have, not as they might: most end long before max_tokens.
@@ -210,12 +219,21 @@ AtenDecoder::Pass AtenDecoder::MakePass(absl::Span<const Segment> segments) {
   return pass;
 }
 
+at::Tensor AtenDecoder::Embed(const at::Tensor& tokens) const {
+  if (group_ == nullptr) return weights_.embed_tokens.index_select(0, tokens);
+  const TensorShard& shard = *weights_.config.shard;
+  const at::Tensor local = tokens - shard.vocab_first;
+  const at::Tensor elsewhere = local.lt(0).logical_or(local.ge(shard.vocab_count)).unsqueeze(1);
+  const at::Tensor rows = weights_.embed_tokens.index_select(0, local.clamp(0, shard.vocab_count - 1));
+  return group_->AllReduce(rows.masked_fill(elsewhere, 0.0));
+}
+
 at::Tensor AtenDecoder::Run(absl::Span<const Segment> segments) {
   const c10::InferenceMode inference;
   const ModelConfig& config = weights_.config;
   const Pass pass = MakePass(segments);
   GrowCaches(pass.longest);
-  at::Tensor x = weights_.embed_tokens.index_select(0, pass.tokens);
+  at::Tensor x = Embed(pass.tokens);
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
     Context context(*this, pass, i);
     x = RunBlock(config, weights_.layers[i], static_cast<int64_t>(i), x, pass.rope, context);
@@ -225,7 +243,9 @@ at::Tensor AtenDecoder::Run(absl::Span<const Segment> segments) {
 
 absl::StatusOr<at::Tensor> AtenDecoder::Forward(absl::Span<const Segment> segments) {
   try {
-    return Run(segments);
+    at::Tensor hidden = Run(segments);
+    if (group_ != nullptr && !group_->status().ok()) return group_->status();
+    return hidden;
   } catch (const c10::OutOfMemoryError& error) {
     return absl::ResourceExhaustedError(
         absl::StrCat("no memory for a pass of generation (lower the batch size): ", error.what_without_backtrace()));
@@ -237,7 +257,15 @@ absl::StatusOr<at::Tensor> AtenDecoder::Forward(absl::Span<const Segment> segmen
 absl::StatusOr<at::Tensor> AtenDecoder::Logits(const at::Tensor& hidden) {
   try {
     const c10::InferenceMode inference;
-    return at::matmul(hidden, weights_.lm_head.t()).to(at::kFloat);
+    const at::Tensor logits = at::matmul(hidden, weights_.lm_head.t()).to(at::kFloat);
+    if (group_ == nullptr) return logits;
+    std::vector<int64_t> columns;
+    for (int64_t i = 0; i < group_->size(); ++i) {
+      columns.push_back(config().vocab_size * (i + 1) / group_->size() - config().vocab_size * i / group_->size());
+    }
+    at::Tensor all = group_->GatherColumns(logits, columns);
+    if (!group_->status().ok()) return group_->status();
+    return all;
   } catch (const c10::Error& error) {
     return absl::ResourceExhaustedError(absl::StrCat("logits: ", error.what_without_backtrace()));
   }
@@ -246,20 +274,21 @@ absl::StatusOr<at::Tensor> AtenDecoder::Logits(const at::Tensor& hidden) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Decoder>> CreateAtenDecoder(ModelWeights weights, c10::ScalarType compute_dtype,
-                                                           int64_t slots) {
+                                                           int64_t slots, TensorGroup* group) {
+  RETORT_CHECK((group != nullptr) == weights.config.shard.has_value());
   try {
-    return std::make_unique<AtenDecoder>(std::move(weights), compute_dtype, slots);
+    return std::make_unique<AtenDecoder>(std::move(weights), compute_dtype, slots, group);
   } catch (const c10::Error& error) {
     return absl::ResourceExhaustedError(absl::StrCat("weights: ", error.what_without_backtrace()));
   }
 }
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(ModelWeights weights, c10::ScalarType compute_dtype,
-                                                         int64_t slots) {
-  if (weights.embed_tokens.is_cpu() && CpuDecoderSupports(weights.config)) {
+                                                         int64_t slots, TensorGroup* group) {
+  if (group == nullptr && weights.embed_tokens.is_cpu() && CpuDecoderSupports(weights.config)) {
     return CreateCpuDecoder(std::move(weights), compute_dtype, slots);
   }
-  return CreateAtenDecoder(std::move(weights), compute_dtype, slots);
+  return CreateAtenDecoder(std::move(weights), compute_dtype, slots, group);
 }
 
 }  // namespace retort::internal

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "model/parallel/tensor_group.h"
 #include "model/weights.h"
 
 namespace retort::internal {
@@ -35,8 +36,10 @@ class Decoder {
  public:
   // Weights on the CPU give the hand-written decoder where it knows the architecture, others the one over ATen. On the
   // CPU the arithmetic is always f32, also where `compute_dtype` is bf16: the weights are then rounded to bf16.
+  // `group`: the ranks that share the model, of which `weights` are one's part; every rank then makes the same calls,
+  // and everyone gets the whole logits. Null: nobody. Not owned.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(ModelWeights weights, c10::ScalarType compute_dtype,
-                                                         int64_t slots);
+                                                         int64_t slots, TensorGroup* group = nullptr);
   virtual ~Decoder() = default;
 
   virtual const ModelConfig& config() const = 0;
@@ -45,7 +48,7 @@ class Decoder {
   // Makes room for `positions` in a slot whose sequence has not begun. Errors: kResourceExhausted (memory).
   virtual absl::Status Reserve(int64_t slot, int64_t positions) = 0;
   // Hidden states after the last norm, [wanted rows, hidden], in the order of the segments. At most one segment a slot;
-  // token ids inside the vocabulary. Errors: kResourceExhausted (memory).
+  // token ids inside the vocabulary. Errors: kResourceExhausted (memory), those of Communicator::Exchange.
   virtual absl::StatusOr<at::Tensor> Forward(absl::Span<const Segment> segments) = 0;
   // [rows, vocabulary] f32 on the decoder's device; rows may be strided. Errors: kResourceExhausted.
   virtual absl::StatusOr<at::Tensor> Logits(const at::Tensor& hidden) = 0;
@@ -57,6 +60,6 @@ bool CpuDecoderSupports(const ModelConfig& config);
 absl::StatusOr<std::unique_ptr<Decoder>> CreateCpuDecoder(ModelWeights weights, c10::ScalarType compute_dtype,
                                                           int64_t slots);
 absl::StatusOr<std::unique_ptr<Decoder>> CreateAtenDecoder(ModelWeights weights, c10::ScalarType compute_dtype,
-                                                           int64_t slots);
+                                                           int64_t slots, TensorGroup* group = nullptr);
 
 }  // namespace retort::internal

@@ -212,14 +212,15 @@ std::vector<GenerationResult> Engine::Snapshot() const {
 
 absl::StatusOr<std::unique_ptr<GenerationEngine>> GenerationEngine::Create(ModelWeights weights,
                                                                            c10::ScalarType compute_dtype,
-                                                                           const EngineOptions& options) {
+                                                                           const EngineOptions& options,
+                                                                           TensorGroup* group) {
   EngineOptions filled = options;
   if (filled.max_batch_size < 1) return absl::InvalidArgumentError("max_batch_size must be at least 1");
   const int64_t context = weights.config.context_length();
   if (filled.max_sequence_length <= 0 || (filled.max_sequence_length > context && !filled.beyond_context)) {
     filled.max_sequence_length = context;
   }
-  ASSIGN_OR_RETURN(auto decoder, Decoder::Create(std::move(weights), compute_dtype, filled.max_batch_size));
+  ASSIGN_OR_RETURN(auto decoder, Decoder::Create(std::move(weights), compute_dtype, filled.max_batch_size, group));
   return std::make_unique<Engine>(std::move(decoder), filled);
 }
 

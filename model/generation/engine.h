@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "model/parallel/tensor_group.h"
 #include "model/weights.h"
 
 namespace retort {
@@ -42,10 +43,12 @@ struct EngineOptions {
 // else is in the batch's queue order beyond floating-point rounding. One thread calls it at a time.
 class GenerationEngine {
  public:
-  // The computation runs in `compute_dtype` (f32 or bf16); weights may be stored in f32 or bf16. Copies weights into
+  // `group`: the ranks that share the model, as Decoder::Create; all make the same calls and get the same results. The
+  // computation runs in `compute_dtype` (f32 or bf16); weights may be stored in f32 or bf16. Copies weights into
   // its own layout where that is faster.
   static absl::StatusOr<std::unique_ptr<GenerationEngine>> Create(ModelWeights weights, c10::ScalarType compute_dtype,
-                                                                  const EngineOptions& options);
+                                                                  const EngineOptions& options,
+                                                                  TensorGroup* group = nullptr);
   virtual ~GenerationEngine() = default;
 
   // Errors: kInvalidArgument (empty prompt, ids outside the vocabulary, prompt longer than the model's context).

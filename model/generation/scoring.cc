@@ -27,8 +27,8 @@ Scorer::Scorer(std::unique_ptr<internal::Decoder> decoder, bool beyond_context)
 Scorer::~Scorer() = default;
 
 absl::StatusOr<std::unique_ptr<Scorer>> Scorer::Create(ModelWeights weights, c10::ScalarType compute_dtype,
-                                                       bool beyond_context) {
-  ASSIGN_OR_RETURN(auto decoder, internal::Decoder::Create(std::move(weights), compute_dtype, kSlots));
+                                                       bool beyond_context, TensorGroup* group) {
+  ASSIGN_OR_RETURN(auto decoder, internal::Decoder::Create(std::move(weights), compute_dtype, kSlots, group));
   return std::unique_ptr<Scorer>(new Scorer(std::move(decoder), beyond_context));
 }
 

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "model/parallel/tensor_group.h"
 #include "model/weights.h"
 
 namespace retort {
@@ -21,7 +22,7 @@ class Scorer {
   // As GenerationEngine::Create.
   // `beyond_context`: sequences longer than the model's context are scored too (their positions are extrapolated).
   static absl::StatusOr<std::unique_ptr<Scorer>> Create(ModelWeights weights, c10::ScalarType compute_dtype,
-                                                        bool beyond_context = false);
+                                                        bool beyond_context = false, TensorGroup* group = nullptr);
   ~Scorer();
 
   // For each sequence the natural log of each token's probability given those before it. The first token has none: its
