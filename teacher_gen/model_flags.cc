@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <thread>
 
 #include "common/status.h"
@@ -51,8 +52,10 @@ absl::StatusOr<std::unique_ptr<RankGroup>> StartRanks(const ModelFlags& flags) {
   const ModelOptions& model = flags.model;
   if (model.tensor_parallel_size == 1) return nullptr;
   // What is wrong with the model is said once, before there are others to say it too.
-  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model.model));
-  RETURN_IF_ERROR(ShardConfig(config, model.tensor_parallel_rank, model.tensor_parallel_size).status());
+  if (std::error_code error; std::filesystem::is_directory(model.model, error)) {
+    ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model.model));
+    RETURN_IF_ERROR(ShardConfig(config, model.tensor_parallel_rank, model.tensor_parallel_size).status());
+  }
   ASSIGN_OR_RETURN(const c10::Device device, ChooseDevice(model.device.empty() ? "auto" : model.device));
   if (device.is_cuda()) RETURN_IF_ERROR(CudaDevice(0, model.tensor_parallel_size).status());
   return RankGroup::Start(model.tensor_parallel_rank, model.tensor_parallel_size, device.is_cuda(), flags.argv);

@@ -202,7 +202,7 @@ absl::StatusOr<ModelWeights> LoadGgufWeights(const std::string& path, std::optio
   ASSIGN_OR_RETURN(const auto source, GgufSource::Open(path));
   ASSIGN_OR_RETURN(const nlohmann::json generation, gguf::GenerationConfigFromGguf(source->file()));
   ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(source->config(), generation, path));
-  return LoadWeightsFrom(*source, std::move(config), dtype, device, path);
+  return LoadWeightsFrom(*source, config, config, dtype, device, path);
 }
 
 }  // namespace retort
