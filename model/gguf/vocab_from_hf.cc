@@ -70,14 +70,6 @@ class Converter {
   }
 
   absl::Status Convert() {
-    const std::string path = folder_ + "/tokenizer.json";
-    if (!Exists(path)) {
-      warnings_.push_back(absl::StrCat(folder_, " has no tokenizer.json: the file will take token ids only"));
-      metadata_.String("tokenizer.ggml.model", "none");
-      return absl::OkStatus();
-    }
-    ASSIGN_OR_RETURN(text_, ReadFile(path));
-    ASSIGN_OR_RETURN(tokenizer_, ParseJson(text_, path));
     if (Exists(folder_ + "/tokenizer_config.json")) {
       ASSIGN_OR_RETURN(config_, ReadJsonFile(folder_ + "/tokenizer_config.json"));
     }
@@ -85,6 +77,15 @@ class Converter {
       if (!Exists(folder_ + "/" + name)) continue;
       ASSIGN_OR_RETURN((name[0] == 'c' ? model_config_ : generation_), ReadJsonFile(folder_ + "/" + name));
     }
+    const std::string path = folder_ + "/tokenizer.json";
+    if (!Exists(path)) {
+      warnings_.push_back(absl::StrCat(folder_, " has no tokenizer.json: the file will take token ids only"));
+      metadata_.String("tokenizer.ggml.model", "none");
+      WriteSpecialIds();
+      return absl::OkStatus();
+    }
+    ASSIGN_OR_RETURN(text_, ReadFile(path));
+    ASSIGN_OR_RETURN(tokenizer_, ParseJson(text_, path));
     RETURN_IF_ERROR(ReadTokens());
     const json* model = Find(tokenizer_, "model");
     if (Text(*model, "type") != "BPE") {

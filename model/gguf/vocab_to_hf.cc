@@ -21,6 +21,7 @@ constexpr const char* kSpace = "\u2581";  // SentencePiece's
 struct Vocabulary {
   std::vector<std::string> tokens;
   std::vector<TokenType> types;
+  bool has_types = false;
   std::optional<int64_t> bos, eos, unk, pad;
   bool add_bos = false;
   bool add_eos = false;
@@ -50,6 +51,7 @@ absl::StatusOr<Vocabulary> ReadVocabulary(const File& file, bool adds_bos) {
   }
   vocabulary.types.assign(count, TokenType::kNormal);
   if (file.Has("tokenizer.ggml.token_type")) {
+    vocabulary.has_types = true;
     ASSIGN_OR_RETURN(const std::vector<int64_t> types, file.Integers("tokenizer.ggml.token_type"));
     if (types.size() != count) {
       return absl::InvalidArgumentError(absl::StrCat(file.path(), ": tokenizer.ggml.token_type has ", types.size(),
@@ -244,13 +246,8 @@ absl::StatusOr<json> OwnTokenizer(const File& file, Vocabulary& vocabulary) {
   const std::string where = file.path() + ": tokenizer.huggingface.json";
   ASSIGN_OR_RETURN(json tokenizer, ParseJson(text, where));
   if (!tokenizer.is_object()) return absl::InvalidArgumentError(where + " is no JSON object");
+  // A plain token has no part: naming it would make it a special one.
   std::map<int64_t, std::string> texts;
-  const auto model = tokenizer.find("model");
-  if (model != tokenizer.end() && model->is_object() && model->contains("vocab") && (*model)["vocab"].is_object()) {
-    for (const auto& [token, id] : (*model)["vocab"].items()) {
-      if (id.is_number_integer()) texts[id.get<int64_t>()] = token;
-    }
-  }
   if (const auto added = tokenizer.find("added_tokens"); added != tokenizer.end() && added->is_array()) {
     for (const json& token : *added) {
       if (token.is_object() && token.contains("id") && token["id"].is_number_integer() && token.contains("content") &&
@@ -331,7 +328,11 @@ absl::StatusOr<std::map<std::string, std::string>> TokenizerFilesFromGguf(const 
   json special = json::object();
   for (const auto& [name, id] : {std::pair("bos_token", vocabulary.bos), std::pair("eos_token", vocabulary.eos),
                                  std::pair("unk_token", vocabulary.unk), std::pair("pad_token", vocabulary.pad)}) {
-    if (id) special[name] = vocabulary.tokens[static_cast<size_t>(*id)];
+    if (!id) continue;
+    // A plain token that begins texts is no special one, and naming it here would make it one.
+    const auto place = static_cast<size_t>(*id);
+    if (vocabulary.has_types && vocabulary.types[place] == TokenType::kNormal) continue;
+    special[name] = vocabulary.tokens[place];
   }
   config.update(special);
   RETURN_IF_ERROR(AddTemplates(file, config));
