@@ -184,12 +184,14 @@ bool CheckFolder(const std::string& path, const Origins& origins, const std::str
   return true;
 }
 
-void CheckModel(const std::string& path, const Origins& origins, const std::string& folder, Diagnostics* diagnostics) {
+void CheckModel(const std::string& path, const Origins& origins, const std::string& folder, bool needs_tokenizer,
+                Diagnostics* diagnostics) {
   if (folder.empty() || diagnostics->Touches(path)) return;
-  if (!CheckFolder(path, origins, folder, "a Hugging Face folder with config.json, tokenizer.json and *.safetensors",
-                   {"config.json", "tokenizer.json"}, diagnostics)) {
-    return;
-  }
+  std::vector<std::string> files = {"config.json"};
+  if (needs_tokenizer) files.push_back("tokenizer.json");
+  const std::string what =
+      absl::StrCat("a Hugging Face folder with ", absl::StrJoin(files, ", "), " and *.safetensors");
+  if (!CheckFolder(path, origins, folder, what, files, diagnostics)) return;
   const auto tensors = ReadModelTensors(folder);
   if (!tensors.ok()) diagnostics->Add(origins.Of(path), path, tensors.status().message());
 }
@@ -230,10 +232,15 @@ void CheckDataFiles(const Origins& origins, v1::JobSpec* spec, Diagnostics* diag
 
 void CheckModelFolders(const Origins& origins, const v1::JobSpec& spec, Diagnostics* diagnostics) {
   if (spec.has_teacher() && spec.teacher().backend() == v1::TEACHER_BACKEND_NATIVE) {
-    CheckModel("teacher.model", origins, spec.teacher().model(), diagnostics);
+    CheckModel("teacher.model", origins, spec.teacher().model(), true, diagnostics);
   }
   if (!spec.has_student()) return;
-  CheckModel("student.model_name_or_path", origins, spec.student().model_name_or_path(), diagnostics);
+  // Rows of token ids need no tokenizer, as long as nothing is generated.
+  bool needs_tokenizer = spec.dataset().empty() || !spec.evaluate().empty();
+  for (const v1::DatasetSource& source : spec.dataset()) {
+    needs_tokenizer |= source.format() != v1::DATASET_FORMAT_TOKENIZED;
+  }
+  CheckModel("student.model_name_or_path", origins, spec.student().model_name_or_path(), needs_tokenizer, diagnostics);
   const std::string& adapter = spec.student().adapter_name_or_path();
   const std::string path = "student.adapter_name_or_path";
   if (adapter.empty() || diagnostics->Touches(path)) return;

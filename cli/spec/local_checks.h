@@ -17,8 +17,8 @@ namespace retort::cli {
 // the format and number of rows of datasets. Paths must be absolute.
 void CheckDataFiles(const Origins& origins, v1::JobSpec* spec, Diagnostics* diagnostics);
 
-// Looks into the folders of teacher, student and adapter: config.json, tokenizer.json and safetensors files with sound
-// headers.
+// Looks into the folders of teacher, student and adapter: config.json, tokenizer.json (unless only rows of token ids
+// are trained, whose format CheckDataFiles has filled in) and safetensors files with sound headers.
 void CheckModelFolders(const Origins& origins, const v1::JobSpec& spec, Diagnostics* diagnostics);
 
 // One tensor of a safetensors file.

@@ -137,6 +137,8 @@ TEST_F(JobFileTest, ModelErrorsSayWhatIsExpected) {
   const std::string wants = "wants a Hugging Face folder with config.json, tokenizer.json and *.safetensors\n";
   fs::remove(folder_ / "model/tokenizer.json");
   EXPECT_EQ(Errors(), key + "DIR/model has no tokenizer.json; " + wants);
+  Write("ids.jsonl", R"({"input_ids": [1, 2], "labels": [-100, 2]})");
+  EXPECT_EQ(Errors({"dataset.0.path=ids.jsonl"}), "") << "token ids need none";
   Write("model/tokenizer.json", "{}");
   fs::remove(folder_ / "model/model.safetensors");
   EXPECT_EQ(Errors(), key + "DIR/model has no *.safetensors file\n");
