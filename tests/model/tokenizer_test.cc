@@ -197,6 +197,35 @@ TEST(TokenizerTest, RefusesBadTemplatesAndMessages) {
   EXPECT_EQ(Render(unnamed).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
+TEST(TokenizerTest, BearsValuesNestedDeep) {
+  const auto repeated = [](const std::string& step) {
+    return "{% set ns = namespace(x=[]) %}{% for a in range(300) %}{% for b in range(300) %}" + step +
+           "{% endfor %}{% endfor %}";
+  };
+  for (const char* step :
+       {"{% set ns.x = [ns.x] %}", "{% set ns.x = {1: (ns.x,)} %}", "{% set ns.x = [ns.x] | map('list') %}",
+        "{% set p = ns.x %}{% macro f() %}{% endmacro %}{% set ns.x = f %}"}) {
+    const auto text = Render(repeated(step) + "ok");
+    ASSERT_TRUE(text.ok()) << step << text.status();
+    EXPECT_EQ(*text, "ok") << step;
+  }
+  const std::string nested = repeated("{% set ns.x = [ns.x] %}");
+  std::string sum = "{{ 1", links = "{{ x";
+  for (int i = 0; i < 30000; ++i) {
+    sum += "+1";
+    links += ".a";
+  }
+  const std::vector<std::string> endless = {nested + "{{ ns.x }}",
+                                            nested + "{{ ns.x == ns.x }}",
+                                            nested + "{{ ns.x | tojson }}",
+                                            "{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns }}",
+                                            sum + " }}",
+                                            links + " }}"};
+  for (const std::string& source : endless) {
+    EXPECT_EQ(Render(source).status().code(), absl::StatusCode::kInvalidArgument) << source.substr(0, 200);
+  }
+}
+
 TEST(TokenizerTest, RefusesBadFiles) {
   const std::string good = TokenizerGolden()["tokenizer"].dump();
   const std::pair<const char*, std::string> files[] = {

@@ -132,7 +132,7 @@ fn from_overrun(overrun: Overrun) -> RenderError {
     match overrun {
         Overrun::Memory => RenderError::Exhausted(format!("needs more than {MEMORY_BYTES} bytes of memory")),
         Overrun::Time => RenderError::Exhausted(format!("does not end within {} s", TIME.as_secs())),
-        Overrun::Panic(message) => RenderError::Invalid(format!("panicked: {message}")),
+        Overrun::Panic(message) => RenderError::Invalid(format!("stopped: {message}")),
     }
 }
 

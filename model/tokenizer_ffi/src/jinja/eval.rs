@@ -123,6 +123,7 @@ impl Interpreter<'_> {
     }
 
     fn run(&mut self, body: &[Statement], scope: &Rc<Scope>) -> Res<Flow> {
+        let _depth = Depth::enter();
         for statement in body {
             self.step(0)?;
             let flow = self.statement(&statement.kind, scope).map_err(|error| match statement.line {
@@ -225,18 +226,14 @@ impl Interpreter<'_> {
     fn assign(&mut self, target: &Target, value: Value, scope: &Rc<Scope>) -> Res<()> {
         match target {
             Target::Name(name) => scope.set(*name, value),
-            Target::Attribute(name, attribute) => match self.name(*name, scope) {
+            Target::Attribute(name, attribute) => match &self.name(*name, scope) {
                 Value::Namespace(dict) => dict.borrow_mut().insert(Value::str(attribute), value),
                 _ => return fail("cannot assign attribute on non-namespace object"),
             },
             Target::Tuple(targets) => {
                 value.defined()?;
-                let items = match value {
-                    Value::List(items) | Value::Tuple(items) => items,
-                    other => match other.iterate() {
-                        Ok(items) => items,
-                        Err(_) => return fail(format!("cannot unpack non-iterable {} object", other.type_name())),
-                    },
+                let Ok(items) = value.iterate() else {
+                    return fail(format!("cannot unpack non-iterable {} object", value.type_name()));
                 };
                 if items.len() < targets.len() {
                     return fail(format!("not enough values to unpack (expected {}, got {})", targets.len(), items.len()));
@@ -309,6 +306,7 @@ impl Interpreter<'_> {
     }
 
     pub fn value(&mut self, expression: &Expr, scope: &Rc<Scope>) -> Res<Value> {
+        let _depth = Depth::enter();
         self.step(0)?;
         Ok(match expression {
             Expr::Constant(constant) => match constant {
@@ -441,7 +439,8 @@ impl Interpreter<'_> {
             given.positional.extend(self.value(rest, scope)?.iterate()?.iter().cloned());
         }
         if let Some(rest) = &arguments.keyword_rest {
-            let Value::Dict(dict) = self.value(rest, scope)? else { return fail("argument after ** must be a mapping") };
+            let rest = self.value(rest, scope)?;
+            let Value::Dict(dict) = &rest else { return fail("argument after ** must be a mapping") };
             for (key, value) in &dict.entries {
                 let Some(key) = key.as_str() else { return fail("keywords must be strings") };
                 given.keyword.push((key.to_string(), value.clone()));

@@ -12,6 +12,7 @@ impl Parser {
         self.nested(|parser| {
             let mut value = parser.or()?;
             while parser.skip_name("if") {
+                parser.link()?;
                 parser.conditional += 1;
                 let rest = parser.conditional_rest();
                 parser.conditional -= 1;
@@ -67,6 +68,7 @@ impl Parser {
     fn or(&mut self) -> Res<Expr> {
         let mut left = self.and()?;
         while self.skip_name("or") {
+            self.link()?;
             left = Expr::Or(Box::new(left), Box::new(self.and()?));
         }
         Ok(left)
@@ -75,6 +77,7 @@ impl Parser {
     fn and(&mut self) -> Res<Expr> {
         let mut left = self.not()?;
         while self.skip_name("and") {
+            self.link()?;
             left = Expr::And(Box::new(left), Box::new(self.not()?));
         }
         Ok(left)
@@ -123,6 +126,7 @@ impl Parser {
                 _ => return Ok(left),
             };
             self.next();
+            self.link()?;
             left = Expr::Binary(operator, Box::new(left), Box::new(self.concatenation()?));
         }
     }
@@ -149,6 +153,7 @@ impl Parser {
                 _ => return Ok(left),
             };
             self.next();
+            self.link()?;
             left = Expr::Binary(operator, Box::new(left), Box::new(self.power()?));
         }
     }
@@ -156,6 +161,7 @@ impl Parser {
     fn power(&mut self) -> Res<Expr> {
         let mut left = self.unary(true)?;
         while self.skip_operator("**") {
+            self.link()?;
             left = Expr::Binary(Operator::Pow, Box::new(left), Box::new(self.unary(true)?));
         }
         Ok(left)
@@ -238,6 +244,9 @@ impl Parser {
 
     fn postfix(&mut self, mut value: Expr) -> Res<Expr> {
         loop {
+            if self.is_operator(".") || self.is_operator("[") || self.is_operator("(") {
+                self.link()?;
+            }
             if self.skip_operator(".") {
                 value = match self.next() {
                     Token::Name(name) => Expr::Attribute(Box::new(value), name),
@@ -347,6 +356,9 @@ impl Parser {
     /// Filters, tests, and calls of what they gave.
     fn filtered(&mut self, mut value: Expr) -> Res<Expr> {
         loop {
+            if self.is_name("is") || self.is_operator("(") {
+                self.link()?;
+            }
             if self.is_operator("|") {
                 for filter in self.filters(false)? {
                     value = Expr::Filter(Box::new(value), filter);
@@ -375,6 +387,7 @@ impl Parser {
         let mut filters = Vec::new();
         while self.skip_operator("|") || (bare && filters.is_empty()) {
             let name = self.dotted_name()?;
+            self.link()?;
             if self.conditional == 0 && !filters::exists(&name) {
                 return fail(format!("No filter named '{name}'."));
             }

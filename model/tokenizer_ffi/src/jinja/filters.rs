@@ -181,10 +181,10 @@ fn plain(name: &str, value: Value) -> Res<Value> {
 fn tojson(value: &Value, given: Given) -> Res<Value> {
     let [ensure_ascii, indent, separators, sort_keys] =
         given.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"])?;
-    let indent = match indent {
+    let indent = match &indent {
         None | Some(Value::None) => None,
         Some(Value::Str(text)) => Some(text.to_string()),
-        Some(other) => Some(" ".repeat(whole(Some(other), 0, "tojson: indent")?.clamp(0, 1000) as usize)),
+        Some(other) => Some(" ".repeat(whole(Some(other.clone()), 0, "tojson: indent")?.clamp(0, 1000) as usize)),
     };
     let (item_separator, key_separator) = match separators {
         None | Some(Value::None) => (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string()),
@@ -207,9 +207,9 @@ fn tojson(value: &Value, given: Given) -> Res<Value> {
 
 fn indent(value: &Value, given: Given) -> Res<Value> {
     let [width, first, blank] = given.bind("indent", ["width", "first", "blank"])?;
-    let indention = match width {
+    let indention = match &width {
         Some(Value::Str(text)) => text.to_string(),
-        width => match whole(width, 4, "indent")? {
+        width => match whole(width.clone(), 4, "indent")? {
             width if width > MAX_INDENT => return Err(Error::exhausted("an indent is too wide")),
             width => " ".repeat(width.max(0) as usize),
         },

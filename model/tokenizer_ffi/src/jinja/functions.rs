@@ -97,10 +97,10 @@ pub fn call(interpreter: &mut Interpreter, function: Function, given: Given) -> 
         }
         Function::StrftimeNow => {
             let [format] = given.bind("strftime_now", ["format"])?;
-            let Some(Value::Str(format)) = format else { return fail("strftime_now: no format") };
+            let Some(Value::Str(format)) = &format else { return fail("strftime_now: no format") };
             let Some(now) = DateTime::from_timestamp(interpreter.now, 0) else { return fail("strftime_now: no such time") };
             let mut text = String::new();
-            if write!(text, "{}", now.format(&format)).is_err() {
+            if write!(text, "{}", now.format(format)).is_err() {
                 return fail(format!("strftime_now: bad format {format:?}"));
             }
             Ok(Value::str(text))

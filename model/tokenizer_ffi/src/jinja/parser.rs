@@ -8,6 +8,8 @@ use super::lexer::{tokenize, Lexed, Token};
 use super::value::{fail, Error, Res};
 
 const MAX_DEPTH: usize = 200;
+// Of a op b op c, a.b.c and a|b|c in the whole template: each is a level of its tree.
+const MAX_LINKS: usize = 20_000;
 
 pub struct Parser {
     tokens: Vec<Lexed>,
@@ -15,6 +17,7 @@ pub struct Parser {
     names: Vec<String>,
     numbers: HashMap<String, u32>,
     depth: usize,
+    links: usize,
     loops: usize,           // open for bodies, back to the macro or generation block around them
     pub conditional: usize, // open branches: what is unknown in one is an error only when it runs
     seen: Vec<u32>,         // names that expressions used, in order
@@ -27,6 +30,7 @@ pub fn parse(source: &str) -> Res<Template> {
         names: Vec::new(),
         numbers: HashMap::new(),
         depth: 0,
+        links: 0,
         loops: 0,
         conditional: 0,
         seen: Vec::new(),
@@ -130,6 +134,14 @@ impl Parser {
         let result = body(self);
         self.depth -= 1;
         result
+    }
+
+    pub fn link(&mut self) -> Res<()> {
+        self.links += 1;
+        if self.links > MAX_LINKS {
+            return fail(format!("more than {MAX_LINKS} operators, attributes and filters"));
+        }
+        Ok(())
     }
 
     /// Up to and without `{% <one of ends>`, whose name is next.

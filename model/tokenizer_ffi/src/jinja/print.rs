@@ -1,7 +1,7 @@
 //! str(), repr() and json.dumps() of Python.
 
 use super::lexer::is_space;
-use super::value::{compare, fail, Res, Value};
+use super::value::{compare, fail, Depth, Res, Value};
 
 /// repr(float): the shortest digits, an exponent below 1e-4 and from 1e16.
 pub fn float(number: f64) -> String {
@@ -63,6 +63,7 @@ fn write_items<'a>(items: impl Iterator<Item = &'a Value>, out: &mut String) -> 
 }
 
 fn write_repr(value: &Value, out: &mut String) -> Res<()> {
+    let _depth = Depth::enter();
     match value {
         Value::Undefined(_) => out.push_str("Undefined"),
         Value::None => out.push_str("None"),

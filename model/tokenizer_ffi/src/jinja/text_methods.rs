@@ -21,7 +21,7 @@ fn needed(value: Option<Value>, name: &str) -> Res<Value> {
 }
 
 fn text_of(value: Option<Value>, name: &str) -> Res<String> {
-    match needed(value, name)? {
+    match &needed(value, name)? {
         Value::Str(text) => Ok(text.to_string()),
         other => {
             other.defined()?;
@@ -174,9 +174,9 @@ fn split(text: &str, name: &str, given: Given) -> Res<Value> {
 
 fn affixed(text: &str, name: &str, given: Given) -> Res<Value> {
     let [affix, start, end] = given.bind(name, ["prefix", "start", "end"])?;
-    let candidates = match needed(affix, name)? {
+    let candidates = match &needed(affix, name)? {
         Value::Tuple(items) => items.to_vec(),
-        value @ Value::Str(_) => vec![value],
+        value @ Value::Str(_) => vec![value.clone()],
         other => {
             other.defined()?;
             return fail(format!("{name} first arg must be str or a tuple of str, not {}", other.type_name()));
@@ -376,7 +376,7 @@ fn one_argument(text: &str, name: &str, argument: Option<Value>) -> Res<Value> {
         return join(text, &needed(argument, name)?);
     }
     if name == "format_map" {
-        let Some(Value::Dict(dict)) = argument else { return fail("format_map: a mapping is needed") };
+        let Some(Value::Dict(dict)) = &argument else { return fail("format_map: a mapping is needed") };
         let keyword: Vec<(String, Value)> =
             dict.entries.iter().filter_map(|(key, value)| key.as_str().map(|key| (key.to_string(), value.clone()))).collect();
         return format::braces(text, &[], &keyword).map(Value::str);
@@ -391,7 +391,7 @@ fn one_argument(text: &str, name: &str, argument: Option<Value>) -> Res<Value> {
         return Ok(Value::str(format!("{sign}{}{digits}", "0".repeat(missing))));
     }
     if name == "translate" {
-        let Some(Value::Dict(dict)) = argument else { return fail("translate: a dict is needed") };
+        let Some(Value::Dict(dict)) = &argument else { return fail("translate: a dict is needed") };
         let mut out = String::new();
         for c in text.chars() {
             match dict.get(&Value::Int(c as i128)) {

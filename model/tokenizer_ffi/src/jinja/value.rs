@@ -100,7 +100,100 @@ pub enum Value {
     Joiner(Rc<(Rc<str>, Cell<bool>)>),
 }
 
+thread_local! {
+    // Values whose parents are being dropped; None: nothing is.
+    static DROPPED: RefCell<Option<Vec<Value>>> = const { RefCell::new(None) };
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
+}
+
+// Python's own recursion ends sooner.
+const MAX_DEPTH: usize = 5000;
+
+/// One level of recursion over values or over the tree; beyond the last one it unwinds, which ends the rendering.
+pub struct Depth;
+
+impl Depth {
+    pub fn enter() -> Depth {
+        DEPTH.with(|depth| {
+            if depth.get() >= MAX_DEPTH {
+                std::panic::resume_unwind(Box::new(format!("nested deeper than {MAX_DEPTH} levels")));
+            }
+            depth.set(depth.get() + 1);
+        });
+        Depth
+    }
+}
+
+impl Drop for Depth {
+    fn drop(&mut self) {
+        DEPTH.with(|depth| depth.set(depth.get() - 1));
+    }
+}
+
+/// Drops children one after the other, not each inside its parent: a list can be nested a million times.
+fn drop_flat(children: impl Iterator<Item = Value>) {
+    let first = DROPPED.with(|dropped| {
+        let mut dropped = dropped.borrow_mut();
+        let first = dropped.is_none();
+        dropped.get_or_insert_with(Vec::new).extend(children);
+        first
+    });
+    if !first {
+        return;
+    }
+    while let Some(value) = DROPPED.with(|dropped| dropped.borrow_mut().as_mut().and_then(Vec::pop)) {
+        drop(value);
+    }
+    DROPPED.with(|dropped| *dropped.borrow_mut() = None);
+}
+
+impl Drop for Value {
+    fn drop(&mut self) {
+        match self {
+            Value::List(items) | Value::Tuple(items) => {
+                if let Some(items) = Rc::get_mut(items) {
+                    if items.iter().any(Value::holds_others) {
+                        drop_flat(items.drain(..));
+                    }
+                }
+            }
+            Value::Dict(dict) | Value::View(_, dict) => {
+                if let Some(dict) = Rc::get_mut(dict) {
+                    drop_flat(dict.entries.drain(..).flat_map(|(key, value)| [key, value]).filter(Value::holds_others));
+                }
+            }
+            Value::Namespace(dict) => {
+                if let Some(dict) = Rc::get_mut(dict) {
+                    drop_flat(dict.get_mut().entries.drain(..).map(|(_, value)| value).filter(Value::holds_others));
+                }
+            }
+            Value::Generator(items) => {
+                if let Some(items) = Rc::get_mut(items) {
+                    drop_flat(items.get_mut().drain(..).filter(Value::holds_others));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 impl Value {
+    fn holds_others(&self) -> bool {
+        matches!(
+            self,
+            Value::List(_)
+                | Value::Tuple(_)
+                | Value::Dict(_)
+                | Value::View(..)
+                | Value::Generator(_)
+                | Value::Namespace(_)
+                | Value::Method(_)
+                | Value::Cycler(_)
+                | Value::Loop(_)
+                | Value::Macro(_)
+        )
+    }
+
     pub fn str(text: impl AsRef<str>) -> Value {
         Value::Str(Rc::from(text.as_ref()))
     }
@@ -244,6 +337,7 @@ impl Value {
 
 /// a == b
 pub fn equal(a: &Value, b: &Value) -> bool {
+    let _depth = Depth::enter();
     match (a, b) {
         (Value::Str(x), Value::Str(y)) => x == y,
         (Value::None, Value::None) | (Value::Undefined(_), Value::Undefined(_)) => true,
@@ -272,6 +366,7 @@ pub fn equal(a: &Value, b: &Value) -> bool {
 
 /// What `<` and its like compare by; None: NaN.
 pub fn compare(a: &Value, b: &Value, operator: &str) -> Res<Option<Ordering>> {
+    let _depth = Depth::enter();
     a.defined()?;
     b.defined()?;
     Ok(match (a, b) {
@@ -309,6 +404,7 @@ enum Key {
 }
 
 fn key_of(value: &Value) -> Option<Key> {
+    let _depth = Depth::enter();
     Some(match value {
         Value::None => Key::None,
         Value::Str(text) => Key::Str(Rc::clone(text)),
