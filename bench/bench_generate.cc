@@ -79,7 +79,11 @@ absl::StatusOr<nlohmann::json> Measure(const Options& options) {
   const auto compute_dtype = dtype == "bfloat16" ? c10::ScalarType::BFloat16 : c10::ScalarType::Float;
   std::optional<c10::ScalarType> stored;
   if (!device.is_cpu() || dtype == "bfloat16") stored = compute_dtype;
+  const double load_start = Now();
   ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(options.model, stored, device));
+  // The last copies may still be under way.
+  if (!device.is_cpu()) (void)weights.final_norm.to(at::kCPU);
+  const double load_seconds = Now() - load_start;
   const int64_t vocabulary = weights.config.vocab_size;
   const int64_t weight_bytes = Bytes(weights);
   EngineOptions engine_options;
@@ -125,6 +129,7 @@ absl::StatusOr<nlohmann::json> Measure(const Options& options) {
   getrusage(RUSAGE_SELF, &usage);
   best["peak_rss_bytes"] = static_cast<int64_t>(usage.ru_maxrss) * 1024;
   best["model"] = options.model;
+  best["load_seconds"] = load_seconds;
   best["device"] = device.str();
   best["dtype"] = dtype;
   best["threads"] = threads;

@@ -8,11 +8,13 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/status.h"
+#include "model/device_upload.h"
 #include "model/fp8_blocks.h"
 #include "model/parallel/shard.h"
 #include "model/safetensors_source.h"
@@ -115,6 +117,11 @@ absl::StatusOr<ModelWeights> LoadWeightsFrom(TensorSource& source, const ModelCo
   weights.config = config;
   const std::map<std::string, std::vector<int64_t>> shapes = ShapesOf(whole);
   std::vector<std::string> used;
+  std::unique_ptr<DeviceUploader> uploader;
+  RETURN_IF_ERROR(CatchTorchErrors("prepare the GPU for weights", [&]() -> absl::Status {
+    if (device.is_cuda()) uploader = std::make_unique<DeviceUploader>(device);
+    return absl::OkStatus();
+  }));
   const auto load = [&](const TensorPlace& place) -> absl::Status {
     used.push_back(place.name);
     if (config.shard.has_value() && !IsExpertOf(config, place)) return absl::OkStatus();
@@ -127,6 +134,7 @@ absl::StatusOr<ModelWeights> LoadWeightsFrom(TensorSource& source, const ModelCo
                                                        c10::toString(stored.scalar_type()),
                                                        "; only floating-point weights are supported"));
       }
+      if (uploader != nullptr) stored = uploader->Upload(stored.contiguous());
       // The gate decides in f32, whatever the rest computes in.
       const bool gate = place.tensor == &weights.embed_tokens ? false : absl::StrContains(place.name, ".mlp.gate.");
       *place.tensor = stored.to(device, gate ? at::kFloat : dtype.value_or(stored.scalar_type()));

@@ -44,6 +44,7 @@ void AddModelVerbs(CLI::App* app, Context* context) {
       "Complete the texts of a JSONL file with a model folder; `distctl generate --help`");
   Add(app, context, "retort-teacher", "score",
       "Log-probabilities of the tokens of a JSONL file; `distctl score --help`");
+  Add(app, context, "retort-teacher", "chat", "Talk with a model on the terminal; `distctl chat --help`");
   Add(app, context, "retort-student", "convert",
       "A Hugging Face folder to a GGUF file, or back; `distctl convert --help`");
 }

@@ -36,6 +36,7 @@ class Engine final : public GenerationEngine {
 
   absl::Status Add(GenerationRequest request) override;
   absl::StatusOr<std::vector<GenerationResult>> Step() override;
+  absl::Status Remove(uint64_t id) override;
   int64_t active() const override { return static_cast<int64_t>(waiting_.size() + running_.size()); }
   std::vector<GenerationResult> Snapshot() const override;
 
@@ -200,6 +201,21 @@ absl::StatusOr<std::vector<GenerationResult>> Engine::Step() {
   RETURN_IF_ERROR(Advance());
   take_ended();
   return ended;
+}
+
+absl::Status Engine::Remove(uint64_t id) {
+  const auto waits = std::find_if(waiting_.begin(), waiting_.end(),
+                                  [&](const Sequence& sequence) { return sequence.request.id == id; });
+  if (waits != waiting_.end()) {
+    waiting_.erase(waits);
+    return absl::OkStatus();
+  }
+  const auto runs = std::find_if(running_.begin(), running_.end(),
+                                 [&](const auto& sequence) { return sequence->request.id == id; });
+  if (runs == running_.end()) return absl::NotFoundError(absl::StrCat("no sequence ", id));
+  free_slots_.push_back((*runs)->slot);
+  running_.erase(runs);
+  return absl::OkStatus();
 }
 
 std::vector<GenerationResult> Engine::Snapshot() const {

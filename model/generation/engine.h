@@ -56,6 +56,8 @@ class GenerationEngine {
   // Prefills what is new, draws one token for every running sequence, and returns those that ended. Errors:
   // kResourceExhausted (memory).
   virtual absl::StatusOr<std::vector<GenerationResult>> Step() = 0;
+  // Ends a sequence without a result. Errors: kNotFound.
+  virtual absl::Status Remove(uint64_t id) = 0;
   // Sequences added and not yet returned.
   virtual int64_t active() const = 0;
   // What the running sequences have written so far (ids of the requests), for partial checkpoints.
