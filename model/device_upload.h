@@ -7,6 +7,8 @@
 
 #include <array>
 
+#include "model/generation/thread_pool.h"
+
 namespace retort {
 
 // A plain copy out of pageable memory takes its page faults one by one, on one thread, and waits for each piece. Here
@@ -27,6 +29,7 @@ class DeviceUploader {
   };
 
   const c10::Device device_;
+  internal::ThreadPool pool_;
   std::array<Buffer, 2> buffers_;
   size_t next_ = 0;
 };
