@@ -15,7 +15,7 @@ constexpr int64_t kPieceBytes = int64_t{2} << 20;
 
 }  // namespace
 
-DeviceUploader::DeviceUploader(c10::Device device) : device_(device) {
+DeviceUploader::DeviceUploader(c10::Device device) : device_(device), pool_(std::max(1, at::get_num_threads())) {
   for (Buffer& buffer : buffers_) {
     buffer.pinned = at::empty({kBufferBytes}, at::TensorOptions(at::kByte).pinned_memory(true));
   }
@@ -40,9 +40,11 @@ at::Tensor DeviceUploader::Upload(const at::Tensor& host) {
     if (buffer.in_flight) buffer.sent.synchronize();
     const int64_t count = std::min(kBufferBytes, total - begin);
     char* to = static_cast<char*>(buffer.pinned.mutable_data_ptr());
-    at::parallel_for(0, (count + kPieceBytes - 1) / kPieceBytes, 1, [&](int64_t first, int64_t last) {
-      const int64_t start = first * kPieceBytes;
-      std::memcpy(to + start, from + begin + start, static_cast<size_t>(std::min(count, last * kPieceBytes) - start));
+    pool_.Run([&](int) {
+      pool_.Share((count + kPieceBytes - 1) / kPieceBytes, 1, [&](int64_t first, int64_t last) {
+        const int64_t start = first * kPieceBytes;
+        std::memcpy(to + start, from + begin + start, static_cast<size_t>(std::min(count, last * kPieceBytes) - start));
+      });
     });
     bytes.narrow(0, begin, count).copy_(buffer.pinned.narrow(0, 0, count), /*non_blocking=*/true);
     buffer.sent.record(stream);
