@@ -129,7 +129,7 @@ def compare_adapter(options, rng, folder, model, sequences):
 def compare_merged(options, folder, sequences, wanted):
     """`distctl export --merged` of the adapter, scored by us and by transformers."""
     merged = folder / "merged"
-    command = [options.bin_dir / "distctl", "export", "--merged", "--model", folder, "--adapter", folder / "adapter", "--output", merged]
+    command = [options.bin_dir / "distctl", "export", "--merged", "--model", folder, "--adapter", folder / "adapter", "--output", merged, "--dtype", "float32"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if done.returncode != 0:
         return f"merge: exit {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}"
