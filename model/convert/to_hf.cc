@@ -1,4 +1,5 @@
 #include <ATen/ops/equal.h>
+#include <ATen/ops/isfinite.h>
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -81,7 +82,13 @@ absl::Status WriteWeights(GgufSource& source, ScalarType dtype, const std::strin
                      SafetensorsWriter::Create(folder + "/" + file, shards[i], {{"format", "pt"}}));
     for (const SafetensorsEntry& entry : shards[i]) {
       ASSIGN_OR_RETURN(const at::Tensor tensor, source.Get(entry.name));
-      RETURN_IF_ERROR(writer.Append(tensor.to(entry.dtype)));
+      const at::Tensor converted = tensor.to(entry.dtype);
+      if (entry.dtype == ScalarType::Half && !at::isfinite(converted).all().item().toBool()) {
+        return absl::InvalidArgumentError(absl::StrCat(source.file().path(), ": ", entry.name,
+                                                       " holds values that are too large for float16; --type bfloat16 ",
+                                                       "holds them"));
+      }
+      RETURN_IF_ERROR(writer.Append(converted));
       weight_map[entry.name] = file;
     }
     RETURN_IF_ERROR(writer.Commit());
