@@ -264,7 +264,10 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> HfTokenizer::EncodeBatch(const
 absl::StatusOr<std::string> HfTokenizer::Decode(const std::vector<int32_t>& ids, bool skip_special_tokens) const {
   RetortBytes text{};
   RetortBytes message{};
-  // A negative id becomes one above any vocabulary.
+  if (const auto negative = std::find_if(ids.begin(), ids.end(), [](int32_t id) { return id < 0; });
+      negative != ids.end()) {
+    return absl::InvalidArgumentError(absl::StrCat("decode with ", path_, ": ", *negative, " is no token id"));
+  }
   const auto* unsigned_ids = reinterpret_cast<const uint32_t*>(ids.data());
   const int32_t code =
       retort_tokenizer_decode(tokenizer_.get(), unsigned_ids, ids.size(), skip_special_tokens, &text, &message);

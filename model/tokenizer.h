@@ -67,7 +67,8 @@ class Tokenizer {
   // One list for each text; Load's tokenizer uses every core.
   virtual absl::StatusOr<std::vector<std::vector<int32_t>>> EncodeBatch(const std::vector<std::string>& texts,
                                                                         bool add_special_tokens) const;
-  // Errors: kInvalidArgument (an id outside the vocabulary).
+  // Ids that the vocabulary has no token for give no text: models' vocabularies are often padded. Errors:
+  // kInvalidArgument (a negative id).
   virtual absl::StatusOr<std::string> Decode(const std::vector<int32_t>& ids, bool skip_special_tokens) const = 0;
   // As transformers' apply_chat_template(tokenize=False): byte for byte. `messages_json` is a JSON list of messages as
   // the user wrote them. Errors: kInvalidArgument (the template raises: its message), kFailedPrecondition (no

@@ -75,6 +75,14 @@ absl::StatusOr<std::string> Decoded(const Tokenizer& tokenizer, const json& row,
         (id.is_number_unsigned() && id.get<uint64_t>() > INT32_MAX)) {
       return absl::InvalidArgumentError(absl::StrCat("token_ids[", ids.size(), "]: no token id"));
     }
+    // Ids may have gaps: then the last ones are above the size of the vocabulary.
+    if (id.get<int64_t>() >= tokenizer.vocab_size()) {
+      const auto alone = tokenizer.Decode({id.get<int32_t>()}, false);
+      if (!alone.ok() || alone->empty()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("token_ids[", ids.size(), "]: ", id.get<int64_t>(), " is outside the vocabulary"));
+      }
+    }
     ids.push_back(id.get<int32_t>());
   }
   ASSIGN_OR_RETURN(const std::string text, tokenizer.Decode(ids, skip_special_tokens));

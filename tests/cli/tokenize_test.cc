@@ -49,6 +49,11 @@ TEST_F(TokenizeTest, GoesThereAndBack) {
   const Ended back = Distctl("tokenize --model model --decode --skip-special-tokens --input out.jsonl");
   EXPECT_EQ(back.exit_code, 0) << back.err;
   EXPECT_EQ(back.out, "{\"text\": \"Hello world\"}\n{\"text\": \"x\"}\n");
+  Write("ids.jsonl", "{\"token_ids\": [0, 999999]}\n{\"token_ids\": [-1]}\n{\"token_ids\": []}\n");
+  const Ended wrong = Distctl("tokenize --model model --decode --input ids.jsonl");
+  EXPECT_EQ(wrong.exit_code, 1);
+  EXPECT_THAT(wrong.out, HasSubstr("999999 is outside the vocabulary"));
+  EXPECT_THAT(wrong.out, HasSubstr("{\"text\": \"\"}"));
 }
 
 TEST_F(TokenizeTest, WhatCannotBeDoneStandsInItsPlace) {

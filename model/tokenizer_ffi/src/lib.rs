@@ -235,9 +235,6 @@ pub unsafe extern "C" fn retort_tokenizer_decode(
     guarded(error, || {
         let tokenizer = &*tokenizer;
         let ids = if count == 0 { &[] } else { slice::from_raw_parts(ids, count) };
-        if let Some(id) = ids.iter().find(|id| tokenizer.id_to_token(**id).is_none()) {
-            return Err(Failure::invalid(format!("token id {id} is outside the vocabulary")));
-        }
         let decoded = tokenizer.decode(ids, skip_special_tokens).map_err(Failure::invalid)?;
         text.write(Bytes::from_vec(decoded.into_bytes()));
         Ok(())
