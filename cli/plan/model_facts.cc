@@ -63,7 +63,10 @@ absl::StatusOr<ModelFacts> ReadModelFacts(const std::string& folder) {
     for (const int64_t size : tensor.shape) elements *= size;
     facts.parameters += elements;
     facts.weight_bytes += tensor.bytes;
-    if (tensor.shape.size() == 2 && absl::StrContains(tensor.name, "layers.") &&
+    // Routed experts and their gate are no modules that an adapter may name.
+    const bool routed =
+        absl::StrContains(tensor.name, ".mlp.experts.") || absl::EndsWith(tensor.name, ".mlp.gate.weight");
+    if (tensor.shape.size() == 2 && absl::StrContains(tensor.name, "layers.") && !routed &&
         absl::EndsWith(tensor.name, ".weight")) {
       facts.linears.push_back(std::move(tensor));
     }
