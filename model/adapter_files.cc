@@ -1,7 +1,10 @@
+#include <ATen/ops/cat.h>
+
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 
 #include "absl/strings/match.h"
@@ -11,6 +14,7 @@
 #include "common/file.h"
 #include "common/json.h"
 #include "common/status.h"
+#include "model/adapter_config.h"
 #include "model/lora.h"
 #include "model/safetensors.h"
 #include "model/torch_status.h"
@@ -18,184 +22,228 @@
 namespace retort {
 namespace {
 
-using nlohmann::json;
+using internal::AdapterConfig;
+using nlohmann::ordered_json;
 
 constexpr const char* kConfigFile = "adapter_config.json";
 constexpr const char* kTensorFile = "adapter_model.safetensors";
 constexpr absl::string_view kPrefix = "base_model.model.";
 constexpr absl::string_view kSuffixA = ".lora_A.weight";
 constexpr absl::string_view kSuffixB = ".lora_B.weight";
+constexpr absl::string_view kSuffixMagnitude = ".lora_magnitude_vector";
+constexpr absl::string_view kHead = "lm_head.weight";
+constexpr absl::string_view kEmbeddings = "model.embed_tokens.weight";
+// In the tensor file's metadata: the config of the trained half, where the other is a frozen one.
+constexpr const char* kFrozenHalf = "retort_trained_half";
+constexpr int64_t kMaxConfigBytes = 16 << 20;
 
-// Keys of adapter_config.json that are read here, or that change nothing once the tensors are there. Every other key is
-// refused unless its value says "off".
-constexpr const char* kHarmlessKeys[] = {"auto_mapping",
-                                         "base_model_name_or_path",
-                                         "revision",
-                                         "inference_mode",
-                                         "task_type",
-                                         "peft_type",
-                                         "peft_version",
-                                         "r",
-                                         "lora_alpha",
-                                         "lora_dropout",
-                                         "use_rslora",
-                                         "target_modules",
-                                         "exclude_modules",
-                                         "init_lora_weights",
-                                         "layers_to_transform",
-                                         "layers_pattern",
-                                         "megatron_core",
-                                         "qalora_group_size",
-                                         "runtime_config",
-                                         "eva_config",
-                                         "arrow_config",
-                                         "bias",
-                                         "ensure_weight_tying"};
+// How PEFT names each tensor of an adapter, and where it goes.
+struct Place {
+  enum class Part { kA, kB, kMagnitude, kFull };
+  Part part;
+  std::string name;  // of the module, or of the base model's tensor
+  std::vector<int64_t> shape;
+  bool optional = false;
+};
 
-bool SaysOff(const json& value) {
-  return value.is_null() || value == false || (value.is_structured() && value.empty()) ||
-         (value.is_string() && value.get_ref<const std::string&>().empty());
+// A parameter's adapter hangs on its module; of two that a module has, PEFT nests the first in the second.
+std::string ModulePath(const std::string& name, const std::set<std::string>& adapted) {
+  if (absl::EndsWith(name, ".mlp.gate.weight")) return name.substr(0, name.rfind('.'));
+  if (!absl::StrContains(name, ".mlp.experts.")) return name;
+  const std::string experts = name.substr(0, name.rfind('.'));
+  const bool nested = absl::EndsWith(name, ".gate_up_proj") && adapted.contains(experts + ".down_proj");
+  return nested ? experts + ".base_layer" : experts;
 }
 
-absl::Status RefuseUnsupported(const json& config) {
-  for (const auto& [key, value] : config.items()) {
-    bool harmless =
-        SaysOff(value) || std::find(std::begin(kHarmlessKeys), std::end(kHarmlessKeys), key) != std::end(kHarmlessKeys);
-    if (key == "bias") harmless = value == "none";
-    if (key == "peft_type") harmless = value == "LORA";
-    // PiSSA, OLoRA, CorDA and LoftQ change the base weights too.
-    if (key == "init_lora_weights")
-      harmless = !value.is_string() || value == "gaussian" || value == "eva" || value == "orthogonal";
-    if (harmless) continue;
-    std::string shown = value.dump(-1, ' ', false, json::error_handler_t::replace);
-    if (shown.size() > 100) shown = absl::StrCat(shown.substr(0, 100), "...");
-    return absl::UnimplementedError(absl::StrCat(key, ": ", shown, " is not supported"));
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<LoraConfig> ParseConfig(const json& object) {
-  if (!object.is_object()) return absl::InvalidArgumentError("not a JSON object");
-  RETURN_IF_ERROR(RefuseUnsupported(object));
-  LoraConfig config;
-  const json r = object.value("r", json(8));
-  if (!r.is_number_integer() || r < 1 || r > kMaxLoraRank) {
-    return absl::InvalidArgumentError(absl::StrCat("r is ", r.dump(), "; it must lie in 1..", kMaxLoraRank));
-  }
-  config.r = r.get<int64_t>();
-  const json alpha = object.value("lora_alpha", json(8));
-  if (!alpha.is_number() || !std::isfinite(alpha.get<double>())) {
-    return absl::InvalidArgumentError(absl::StrCat("lora_alpha is ", alpha.dump(), ", not a number"));
-  }
-  config.lora_alpha = alpha.get<double>();
-  const json dropout = object.value("lora_dropout", json(0.0));
-  if (!dropout.is_number() || !(dropout.get<double>() >= 0.0 && dropout.get<double>() < 1.0)) {
-    return absl::InvalidArgumentError(absl::StrCat("lora_dropout is ", dropout.dump(), "; it must lie in [0, 1)"));
-  }
-  config.lora_dropout = dropout.get<double>();
-  const json rslora = object.value("use_rslora", json(false));
-  if (!rslora.is_boolean() && !rslora.is_null()) return absl::InvalidArgumentError("use_rslora is not true or false");
-  // alpha / sqrt(r) is (alpha * sqrt(r)) / r.
-  if (rslora == true) config.lora_alpha *= std::sqrt(static_cast<double>(config.r));
-  const json base = object.value("base_model_name_or_path", json());
-  if (base.is_string()) config.base_model_name_or_path = base.get<std::string>();
-  return config;
-}
-
-// Which list names the modules again: the ends of their names where these select just the modules, else the whole
-// names.
-std::vector<std::string> TargetsOf(const std::map<std::string, LoraPair>& modules, const ModelConfig& model) {
-  std::set<std::string> ends;
-  for (const auto& [name, pair] : modules) ends.insert(name.substr(name.rfind('.') + 1));
-  size_t selected = 0;
-  for (const LinearModule& module : LinearModules(model))
-    selected += ends.contains(module.name.substr(module.name.rfind('.') + 1));
-  std::vector<std::string> names(ends.begin(), ends.end());
-  if (selected == modules.size()) return names;
-  names.clear();
-  for (const auto& [name, pair] : modules) names.push_back(name);
-  return names;
-}
-
-// The tensors decide which modules there are; a list in the config may not contradict them. A string ("all-linear" or a
-// pattern) is not looked into.
-absl::Status CheckTargets(const json& targets, const std::map<std::string, LoraPair>& modules) {
-  if (targets.is_null() || targets.is_string()) return absl::OkStatus();
-  if (!targets.is_array()) return absl::InvalidArgumentError("target_modules is neither a list nor a string");
-  std::set<std::string> unmatched_modules;
-  for (const auto& [name, pair] : modules) unmatched_modules.insert(name);
-  for (const json& target : targets) {
-    if (!target.is_string()) return absl::InvalidArgumentError("target_modules holds something that is no string");
-    const std::string end = target.get<std::string>();
-    bool used = false;
-    for (const auto& [name, pair] : modules) {
-      if (name != end && !absl::EndsWith(name, absl::StrCat(".", end))) continue;
-      used = true;
-      unmatched_modules.erase(name);
+std::map<std::string, Place> PlacesOf(const ModelConfig& model, const LoraConfig& config) {
+  const std::vector<LoraModule> modules = SelectedModules(model, config);
+  std::set<std::string> adapted;
+  for (const LoraModule& module : modules) adapted.insert(module.name);
+  std::map<std::string, Place> places;
+  for (const LoraModule& module : modules) {
+    const std::string path = absl::StrCat(kPrefix, ModulePath(module.name, adapted));
+    const int64_t rank = RankOf(config, module.name) * std::max<int64_t>(1, module.experts);
+    places[absl::StrCat(path, kSuffixA)] = {Place::Part::kA, module.name, {rank, module.in_features}};
+    places[absl::StrCat(path, kSuffixB)] = {Place::Part::kB, module.name, {module.out_features, rank}};
+    if (config.use_dora) {
+      places[absl::StrCat(path, kSuffixMagnitude)] = {Place::Part::kMagnitude, module.name, {module.out_features}};
     }
-    if (!used) {
+  }
+  const auto full = FullTensors(model, config);
+  for (const auto& [name, shape] : full) {
+    const std::string module = name.substr(0, name.rfind('.'));
+    const std::string path = adapted.contains(module) ? absl::StrCat(module, ".base_layer.bias") : name;
+    places[absl::StrCat(kPrefix, path)] = {Place::Part::kFull, name, shape};
+    if (name == kEmbeddings && model.tie_word_embeddings && config.ensure_weight_tying) {
+      places[absl::StrCat(kPrefix, kHead)] = {Place::Part::kFull, name, shape, /*optional=*/true};
+    }
+  }
+  return places;
+}
+
+absl::Status UnknownTensor(const std::string& path, const std::string& tensor, const ModelConfig& model) {
+  absl::string_view name = tensor;
+  const bool known = absl::ConsumePrefix(&name, kPrefix) &&
+                     (absl::ConsumeSuffix(&name, kSuffixA) || absl::ConsumeSuffix(&name, kSuffixB) ||
+                      absl::ConsumeSuffix(&name, kSuffixMagnitude));
+  if (!known) {
+    return absl::UnimplementedError(absl::StrCat(path, ": tensor \"", tensor, "\" is not supported with this ",
+                                                 kConfigFile, "; ", kPrefix, "<module>", kSuffixA, ", ", kSuffixB,
+                                                 " and what bias, use_dora and modules_to_save ask for are"));
+  }
+  for (const LoraModule& module : AdaptableModules(model)) {
+    if (module.name != name) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": holds module \"", name, "\", which target_modules does not name, or not with these switches"));
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat(path, ": tensor \"", tensor, "\": the model has no such linear module to adapt"));
+}
+
+at::Tensor& Slot(const Place& place, LoraAdapter& adapter) {
+  switch (place.part) {
+    case Place::Part::kA:
+      return adapter.modules[place.name].a;
+    case Place::Part::kB:
+      return adapter.modules[place.name].b;
+    case Place::Part::kMagnitude:
+      return adapter.modules[place.name].magnitude;
+    case Place::Part::kFull:
+      break;
+  }
+  return adapter.full[place.name];
+}
+
+absl::Status ReadTensor(const SafetensorsFile& file, const std::string& path, const std::string& name,
+                        const std::vector<int64_t>& shape, at::Tensor& out) {
+  ASSIGN_OR_RETURN(const at::Tensor stored, file.Get(name));
+  if (stored.sizes() != at::IntArrayRef(shape)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": tensor \"", name, "\" has shape [",
+                                                   absl::StrJoin(stored.sizes(), ", "), "], model and r ask for [",
+                                                   absl::StrJoin(shape, ", "), "]"));
+  }
+  if (stored.scalar_type() != at::kFloat && stored.scalar_type() != at::kBFloat16 &&
+      stored.scalar_type() != at::kHalf) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": tensor \"", name, "\" is stored as ",
+                                                   c10::toString(stored.scalar_type()),
+                                                   "; only float32, bfloat16 and float16 are supported"));
+  }
+  return CatchTorchErrors(absl::StrCat(path, ": load ", name), [&]() -> absl::Status {
+    out = stored.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+    return absl::OkStatus();
+  });
+}
+
+// What is missing. Modules that only a pattern asks for may be absent as a whole.
+absl::Status CheckComplete(const std::string& path, const std::map<std::string, Place>& places,
+                           const std::set<std::string>& found, bool targets_in_tensors, const LoraAdapter& adapter) {
+  for (const auto& [tensor, place] : places) {
+    if (place.optional || found.contains(tensor)) continue;
+    if (place.part == Place::Part::kFull) {
       return absl::InvalidArgumentError(
-          absl::StrCat("target_modules names \"", end, "\", but ", kTensorFile, " has no such module"));
+          absl::StrCat(path, ": lacks \"", tensor, "\", which bias or modules_to_save asks for"));
     }
-  }
-  if (!unmatched_modules.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(kTensorFile, " holds module \"", *unmatched_modules.begin(),
-                                                   "\", which target_modules does not name"));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status ReadTensors(const std::string& path, const LoraConfig& config, const ModelConfig& model,
-                         std::map<std::string, LoraPair>& modules) {
-  ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Open(path));
-  std::map<std::string, LinearModule> linear;
-  for (LinearModule& module : LinearModules(model)) linear.emplace(module.name, module);
-  for (const std::string& tensor_name : file.names()) {
-    absl::string_view name = tensor_name;
-    const bool has_prefix = absl::ConsumePrefix(&name, kPrefix);
-    const bool is_a = absl::ConsumeSuffix(&name, kSuffixA);
-    const bool is_b = !is_a && absl::ConsumeSuffix(&name, kSuffixB);
-    if (!has_prefix || (!is_a && !is_b)) {
-      return absl::UnimplementedError(absl::StrCat(path, ": tensor \"", tensor_name, "\" is not supported; only ",
-                                                   kPrefix, "<module>", kSuffixA, " and ", kSuffixB, " are"));
+    if (adapter.modules.contains(place.name)) {
+      const char* part = place.part == Place::Part::kA   ? "lora_A"
+                         : place.part == Place::Part::kB ? "lora_B"
+                                                         : "lora_magnitude_vector";
+      return absl::InvalidArgumentError(absl::StrCat(path, ": module \"", place.name, "\" lacks ", part));
     }
-    const auto module = linear.find(std::string(name));
-    if (module == linear.end()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": tensor \"", tensor_name, "\": the model has no linear module \"", name, "\""));
-    }
-    ASSIGN_OR_RETURN(const at::Tensor stored, file.Get(tensor_name));
-    const std::vector<int64_t> shape = is_a ? std::vector<int64_t>{config.r, module->second.in_features}
-                                            : std::vector<int64_t>{module->second.out_features, config.r};
-    if (stored.sizes() != at::IntArrayRef(shape)) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": tensor \"", tensor_name, "\" has shape [",
-                                                     absl::StrJoin(stored.sizes(), ", "), "], model and r ask for [",
-                                                     absl::StrJoin(shape, ", "), "]"));
-    }
-    if (stored.scalar_type() != at::kFloat && stored.scalar_type() != at::kBFloat16 &&
-        stored.scalar_type() != at::kHalf) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": tensor \"", tensor_name, "\" is stored as ",
-                                                     c10::toString(stored.scalar_type()),
-                                                     "; only float32, bfloat16 and float16 are supported"));
-    }
-    LoraPair& pair = modules[module->first];
-    RETURN_IF_ERROR(CatchTorchErrors(absl::StrCat(path, ": load ", tensor_name), [&]() -> absl::Status {
-      (is_a ? pair.a : pair.b) = stored.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
-      return absl::OkStatus();
-    }));
-  }
-  if (modules.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": holds no tensors"));
-  for (const auto& [name, pair] : modules) {
-    if (pair.a.defined() && pair.b.defined()) continue;
+    if (targets_in_tensors) continue;
     return absl::InvalidArgumentError(
-        absl::StrCat(path, ": module \"", name, "\" lacks ", pair.a.defined() ? "lora_B" : "lora_A"));
+        absl::StrCat(path, ": has no tensors of module \"", place.name, "\", which target_modules names"));
   }
   return absl::OkStatus();
+}
+
+absl::Status ReadTensors(const SafetensorsFile& file, const std::string& path, const ModelConfig& model,
+                         bool targets_in_tensors, LoraAdapter& adapter) {
+  const std::map<std::string, Place> places = PlacesOf(model, adapter.config);
+  std::set<std::string> found;
+  for (const std::string& name : file.names()) {
+    const auto place = places.find(name);
+    if (place != places.end()) {
+      RETURN_IF_ERROR(ReadTensor(file, path, name, place->second.shape, Slot(place->second, adapter)));
+      found.insert(name);
+      continue;
+    }
+    absl::string_view plain = name;
+    // Embeddings that PEFT keeps beside an adapter, changed or not.
+    if (absl::ConsumePrefix(&plain, kPrefix) && (plain == kHead || plain == kEmbeddings)) {
+      RETURN_IF_ERROR(
+          ReadTensor(file, path, name, {model.vocab_size, model.hidden_size}, adapter.replaced[std::string(plain)]));
+      continue;
+    }
+    return UnknownTensor(path, name, model);
+  }
+  RETURN_IF_ERROR(CheckComplete(path, places, found, targets_in_tensors, adapter));
+  if (adapter.modules.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": holds no tensors"));
+  return absl::OkStatus();
+}
+
+// The tensors decide which modules there are.
+absl::Status NarrowToTensors(const ModelConfig& model, LoraAdapter& adapter) {
+  LoraConfig& config = adapter.config;
+  if (SelectedModules(model, config).size() == adapter.modules.size()) return absl::OkStatus();
+  config.target_modules.clear();
+  config.target_parameters.clear();
+  std::set<std::string> parameters;
+  for (const LoraModule& module : AdaptableModules(model)) parameters.insert(module.name);
+  for (const LoraModule& module : LinearModules(model)) parameters.erase(module.name);
+  for (const auto& [name, pair] : adapter.modules) {
+    (parameters.contains(name) ? config.target_parameters : config.target_modules).push_back(name);
+  }
+  return ResolveTargets(model, config, /*strict=*/false);
+}
+
+absl::StatusOr<ordered_json> ReadConfig(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxConfigBytes));
+  RETURN_IF_ERROR(ParseJson(text, path).status());
+  return ordered_json::parse(text);  // again, for the order of patterns
+}
+
+// Takes the trained half and the frozen one apart.
+absl::Status SplitFrozen(const std::string& trained_config, LoraAdapter& adapter) {
+  RETURN_IF_ERROR(ParseJson(trained_config, kFrozenHalf).status());
+  ASSIGN_OR_RETURN(const AdapterConfig trained, internal::ParseAdapterConfig(ordered_json::parse(trained_config)));
+  for (auto& [name, pair] : adapter.modules) {
+    const int64_t rank = RankOf(trained.config, name);
+    if (pair.a.size(0) != 2 * rank)
+      return absl::InvalidArgumentError(absl::StrCat(kFrozenHalf, ": ", name, " is no pair"));
+    pair.frozen_a = pair.a.narrow(0, rank, rank).contiguous();
+    pair.frozen_b = pair.b.narrow(1, rank, rank).neg().contiguous();
+    pair.a = pair.a.narrow(0, 0, rank).contiguous();
+    pair.b = pair.b.narrow(1, 0, rank).contiguous();
+  }
+  adapter.config.r = trained.config.r;
+  adapter.config.lora_alpha = trained.config.lora_alpha;
+  adapter.config.rank_pattern = trained.config.rank_pattern;
+  adapter.config.alpha_pattern = trained.config.alpha_pattern;
+  return absl::OkStatus();
+}
+
+// The same adapter for the unchanged base: W - s B0 A0 + s B A.
+LoraAdapter JoinFrozen(const LoraAdapter& adapter) {
+  LoraAdapter joined = adapter;
+  LoraConfig& config = joined.config;
+  const double factor = config.use_rslora ? std::sqrt(2.0) : 2.0;
+  config.r *= 2;
+  config.lora_alpha *= factor;
+  for (auto& [pattern, rank] : config.rank_pattern) rank *= 2;
+  for (auto& [pattern, alpha] : config.alpha_pattern) alpha *= factor;
+  config.init_lora_weights = "true";
+  for (auto& [name, pair] : joined.modules) {
+    pair = {.a = at::cat({pair.a, pair.frozen_a}, 0),
+            .b = at::cat({pair.b, pair.frozen_b.neg()}, 1),
+            .magnitude = pair.magnitude};
+  }
+  return joined;
 }
 
 }  // namespace
 
-absl::StatusOr<LoraAdapter> LoadAdapter(const std::string& folder, const ModelConfig& model) {
+absl::StatusOr<LoraAdapter> LoadAdapter(const std::string& folder, const ModelConfig& model,
+                                        const LoadAdapterOptions& options) {
   const std::string config_path = absl::StrCat(folder, "/", kConfigFile);
   const std::string tensor_path = absl::StrCat(folder, "/", kTensorFile);
   std::error_code error;
@@ -207,54 +255,48 @@ absl::StatusOr<LoraAdapter> LoadAdapter(const std::string& folder, const ModelCo
         absl::StrCat("no adapter in ", folder, ": ", kTensorFile,
                      " is missing (adapter_model.bin is not read: it is a pickle; save it as safetensors)"));
   }
-  ASSIGN_OR_RETURN(const json object, ReadJsonFile(config_path));
-  auto config = ParseConfig(object);
-  if (!config.ok()) return WithContext(config.status(), config_path);
+  ASSIGN_OR_RETURN(const ordered_json object, ReadConfig(config_path));
+  auto parsed = internal::ParseAdapterConfig(object);
+  if (!parsed.ok()) return WithContext(parsed.status(), config_path);
   LoraAdapter adapter;
-  adapter.config = *std::move(config);
-  RETURN_IF_ERROR(ReadTensors(tensor_path, adapter.config, model, adapter.modules));
-  if (const auto status = CheckTargets(object.value("target_modules", json()), adapter.modules); !status.ok()) {
-    return WithContext(status, config_path);
+  adapter.config = std::move(parsed->config);
+  RETURN_IF_ERROR(WithContext(ResolveTargets(model, adapter.config, /*strict=*/false), config_path));
+  ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Open(tensor_path));
+  RETURN_IF_ERROR(ReadTensors(file, tensor_path, model, parsed->targets_in_tensors, adapter));
+  RETURN_IF_ERROR(NarrowToTensors(model, adapter));
+  const auto half = file.metadata().find(kFrozenHalf);
+  if (options.keep_frozen && half != file.metadata().end()) {
+    RETURN_IF_ERROR(
+        WithContext(CatchTorchErrors(tensor_path, [&] { return SplitFrozen(half->second, adapter); }), tensor_path));
   }
-  adapter.config.target_modules = TargetsOf(adapter.modules, model);
   return adapter;
 }
 
 absl::Status SaveAdapter(const LoraAdapter& adapter, const std::string& folder) {
-  std::map<std::string, at::Tensor> tensors;
-  for (const auto& [name, pair] : adapter.modules) {
-    tensors[absl::StrCat(kPrefix, name, kSuffixA)] = pair.a;
-    tensors[absl::StrCat(kPrefix, name, kSuffixB)] = pair.b;
-  }
-  RETURN_IF_ERROR(WriteSafetensors(absl::StrCat(folder, "/", kTensorFile), tensors));
-
-  const LoraConfig& config = adapter.config;
-  std::vector<std::string> targets = config.target_modules;
-  std::sort(targets.begin(), targets.end());
-  // PEFT writes whole alphas as integers.
-  const bool whole = config.lora_alpha == std::floor(config.lora_alpha) && std::abs(config.lora_alpha) < 1e15;
-  const json object = {{"alpha_pattern", json::object()},
-                       {"auto_mapping", nullptr},
-                       {"base_model_name_or_path",
-                        config.base_model_name_or_path.empty() ? json() : json(config.base_model_name_or_path)},
-                       {"bias", "none"},
-                       {"fan_in_fan_out", false},
-                       {"inference_mode", true},
-                       {"init_lora_weights", true},
-                       {"layers_pattern", nullptr},
-                       {"layers_to_transform", nullptr},
-                       {"lora_alpha", whole ? json(static_cast<int64_t>(config.lora_alpha)) : json(config.lora_alpha)},
-                       {"lora_dropout", config.lora_dropout},
-                       {"modules_to_save", nullptr},
-                       {"peft_type", "LORA"},
-                       {"r", config.r},
-                       {"rank_pattern", json::object()},
-                       {"revision", nullptr},
-                       {"target_modules", targets},
-                       {"task_type", "CAUSAL_LM"},
-                       {"use_dora", false},
-                       {"use_rslora", false}};
-  return WriteFileAtomically(absl::StrCat(folder, "/", kConfigFile), object.dump(2) + "\n");
+  const bool frozen = std::any_of(adapter.modules.begin(), adapter.modules.end(),
+                                  [](const auto& entry) { return entry.second.frozen_a.defined(); });
+  std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  if (frozen) metadata[kFrozenHalf] = internal::AdapterConfigToJson(adapter.config).dump();
+  return CatchTorchErrors(absl::StrCat("save adapter ", folder), [&]() -> absl::Status {
+    const LoraAdapter written = frozen ? JoinFrozen(adapter) : adapter;
+    std::set<std::string> adapted;
+    for (const auto& [name, pair] : written.modules) adapted.insert(name);
+    std::map<std::string, at::Tensor> tensors;
+    for (const auto& [name, pair] : written.modules) {
+      const std::string path = absl::StrCat(kPrefix, ModulePath(name, adapted));
+      tensors[absl::StrCat(path, kSuffixA)] = pair.a;
+      tensors[absl::StrCat(path, kSuffixB)] = pair.b;
+      if (pair.magnitude.defined()) tensors[absl::StrCat(path, kSuffixMagnitude)] = pair.magnitude;
+    }
+    for (const auto& [name, tensor] : written.full) {
+      const std::string module = name.substr(0, name.rfind('.'));
+      tensors[absl::StrCat(kPrefix, adapted.contains(module) ? module + ".base_layer.bias" : name)] = tensor;
+    }
+    for (const auto& [name, tensor] : written.replaced) tensors[absl::StrCat(kPrefix, name)] = tensor;
+    RETURN_IF_ERROR(WriteSafetensors(absl::StrCat(folder, "/", kTensorFile), tensors, metadata));
+    return WriteFileAtomically(absl::StrCat(folder, "/", kConfigFile),
+                               internal::AdapterConfigToJson(written.config).dump(2) + "\n");
+  });
 }
 
 }  // namespace retort

@@ -1,40 +1,29 @@
 #include "model/lora.h"
 
+#include <ATen/ops/cat.h>
+#include <ATen/ops/diag.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linalg_qr.h>
+#include <ATen/ops/linalg_svd.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/zeros.h>
 
-#include <algorithm>
 #include <cmath>
-#include <set>
+#include <numbers>
+#include <optional>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "common/hash.h"
 #include "common/philox.h"
 #include "common/status.h"
+#include "model/lora_weights.h"
 #include "model/torch_status.h"
 
 namespace retort {
 namespace {
-
-// PEFT's rule: a target is a module's whole name or the end of it after a dot.
-bool Matches(const std::string& module, const std::string& target) {
-  return module == target || module.ends_with("." + target);
-}
-
-at::Tensor* WeightOf(ModelWeights& weights, const std::string& module) {
-  for (size_t i = 0; i < weights.layers.size(); ++i) {
-    const std::string prefix = absl::StrCat("model.layers.", i, ".");
-    if (!module.starts_with(prefix)) continue;
-    for (const ProjectionShape& shape : ProjectionsOf(weights.config, static_cast<int64_t>(i))) {
-      if (absl::string_view(module).substr(prefix.size()) == ProjectionName(shape.projection)) {
-        return &weights.layers[i][shape.projection].weight;
-      }
-    }
-  }
-  return nullptr;
-}
 
 // Stable for ever: an adapter's first weights are a function of seed and module name.
 uint64_t StreamKey(uint64_t seed, const std::string& module) {
@@ -47,10 +36,10 @@ uint64_t StreamKey(uint64_t seed, const std::string& module) {
   return key;
 }
 
-at::Tensor DrawUniform(int64_t rows, int64_t columns, uint64_t key) {
+// U(-bound, bound).
+at::Tensor DrawUniform(int64_t rows, int64_t columns, double bound, uint64_t key) {
   at::Tensor tensor = at::empty({rows, columns}, at::kFloat);
   float* values = tensor.mutable_data_ptr<float>();
-  const double bound = 1.0 / std::sqrt(static_cast<double>(columns));
   for (int64_t i = 0; i < rows * columns; ++i) {
     const PhiloxBlock block = PhiloxAt(key, static_cast<uint64_t>(i) / 2);
     values[i] = static_cast<float>((2.0 * UniformFromPhilox(block, static_cast<int>(i % 2)) - 1.0) * bound);
@@ -58,89 +47,153 @@ at::Tensor DrawUniform(int64_t rows, int64_t columns, uint64_t key) {
   return tensor;
 }
 
+// Normal with this deviation, by Box and Muller.
+at::Tensor DrawNormal(int64_t rows, int64_t columns, double deviation, uint64_t key) {
+  at::Tensor tensor = at::empty({rows, columns}, at::kFloat);
+  float* values = tensor.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < rows * columns; ++i) {
+    const PhiloxBlock block = PhiloxAt(key, static_cast<uint64_t>(i));
+    const double radius = std::sqrt(-2.0 * std::log1p(-UniformFromPhilox(block, 0)));
+    values[i] = static_cast<float>(deviation * radius * std::cos(2.0 * std::numbers::pi * UniformFromPhilox(block, 1)));
+  }
+  return tensor;
+}
+
+// The largest `rank` singular values and vectors, by randomised subspace iteration (Halko, Martinsson and Tropp 2011,
+// arXiv:0909.4061, algorithm 5.1 after 4.4) where `iterations` are given.
+struct Principal {
+  at::Tensor u, s, vh;  // [out, rank], [rank], [rank, in]
+};
+Principal PrincipalPart(const at::Tensor& weight, int64_t rank, std::optional<int64_t> iterations, uint64_t key) {
+  if (!iterations.has_value()) {
+    const auto [u, s, vh] = at::linalg_svd(weight, /*full_matrices=*/false);
+    return {u.narrow(1, 0, rank), s.narrow(0, 0, rank), vh.narrow(0, 0, rank)};
+  }
+  const bool wide = weight.size(0) < weight.size(1);
+  const at::Tensor a = wide ? weight.t() : weight;
+  const auto basis = [](const at::Tensor& x) { return std::get<0>(at::linalg_qr(x)); };
+  at::Tensor q = basis(at::matmul(a, DrawNormal(a.size(1), rank, 1.0, key).to(a.device())));
+  for (int64_t i = 0; i < *iterations; ++i) q = basis(at::matmul(a, basis(at::matmul(a.t(), q))));
+  const auto [inner, s, vh] = at::linalg_svd(at::matmul(q.t(), a), /*full_matrices=*/false);
+  const at::Tensor u = at::matmul(q, inner);
+  return wide ? Principal{vh.t(), s, u.t()} : Principal{u, s, vh};
+}
+
+// The principal part of the weight as B A, to be multiplied by the scaling.
+LoraPair PissaPair(const at::Tensor& weight, int64_t rank, double scaling, std::optional<int64_t> iterations,
+                   uint64_t key) {
+  const Principal principal = PrincipalPart(weight.to(at::kFloat), rank, iterations, key);
+  const at::Tensor root = at::diag((principal.s / scaling).sqrt());
+  return {.a = at::matmul(root, principal.vh).to(at::kCPU).contiguous(),
+          .b = at::matmul(principal.u, root).to(at::kCPU).contiguous()};
+}
+
+// PiSSA: A and B are the principal part of the weight, which the base lacks from then on.
+absl::Status InitPissa(const LoraModule& module, const LoraConfig& config, const ModelWeights& weights, uint64_t key,
+                       LoraPair& pair) {
+  if (module.experts > 0) {
+    return absl::UnimplementedError(
+        absl::StrCat("init_lora_weights: ", config.init_lora_weights, " is not supported for experts"));
+  }
+  const int64_t rank = RankOf(config, module.name);
+  if (rank > std::min(module.in_features, module.out_features)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("init_lora_weights: ", config.init_lora_weights, " wants a rank of at most ",
+                     std::min(module.in_features, module.out_features), " for ", module.name, ", not ", rank));
+  }
+  std::optional<int64_t> iterations;
+  absl::string_view rest = config.init_lora_weights;
+  if (absl::ConsumePrefix(&rest, "pissa_niter_")) {
+    int64_t parsed = 0;
+    if (!absl::SimpleAtoi(rest, &parsed) || parsed < 0 || parsed > 1000) {
+      return absl::InvalidArgumentError(absl::StrCat("init_lora_weights: \"", config.init_lora_weights,
+                                                     "\" wants a number of iterations at its end"));
+    }
+    iterations = parsed;
+  }
+  pair = PissaPair(*WeightOf(weights, module.name), rank, ScalingOf(config, module.name), iterations, key);
+  pair.frozen_a = pair.a.clone();
+  pair.frozen_b = pair.b.clone();
+  return absl::OkStatus();
+}
+
+absl::Status InitModule(const LoraModule& module, const LoraConfig& config, const ModelWeights* weights, uint64_t seed,
+                        LoraPair& pair) {
+  const std::string& init = config.init_lora_weights;
+  const int64_t rank = RankOf(config, module.name);
+  const int64_t width = rank * std::max<int64_t>(1, module.experts);
+  const uint64_t key = StreamKey(seed, module.name);
+  if (absl::StartsWith(init, "pissa")) {
+    RETURN_IF_ERROR(InitPissa(module, config, *weights, key, pair));
+  } else if (init == "gaussian") {
+    pair.a = DrawNormal(width, module.in_features, 1.0 / static_cast<double>(rank), key);
+  } else if (init == "true" || init == "false") {
+    pair.a = DrawUniform(width, module.in_features, 1.0 / std::sqrt(static_cast<double>(module.in_features)), key);
+  } else {
+    return absl::UnimplementedError(absl::StrCat("init_lora_weights: \"", init,
+                                                 "\" is not supported; true, false, gaussian, pissa and "
+                                                 "pissa_niter_<number> are"));
+  }
+  if (init == "false") {
+    pair.b = DrawUniform(module.out_features, width, 1.0 / std::sqrt(static_cast<double>(width)),
+                         StreamKey(seed, module.name + ".lora_B"));
+  } else if (!pair.b.defined()) {
+    pair.b = at::zeros({module.out_features, width}, at::kFloat);
+  }
+  if (config.use_dora) {
+    pair.magnitude = RowNorms(AdaptedWeight(*WeightOf(*weights, module.name), pair, ScalingOf(config, module.name)))
+                         .to(at::kCPU)
+                         .contiguous();
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
-std::vector<LinearModule> LinearModules(const ModelConfig& config) {
-  std::vector<LinearModule> modules;
-  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    for (const ProjectionShape& shape : ProjectionsOf(config, layer)) {
-      modules.push_back({absl::StrCat("model.layers.", layer, ".", ProjectionName(shape.projection)), shape.in_features,
-                         shape.out_features});
-    }
-  }
-  return modules;
-}
-
-absl::StatusOr<std::vector<std::string>> ResolveTargetModules(const ModelConfig& config,
-                                                              const std::vector<std::string>& wanted) {
-  if (wanted.empty()) return absl::InvalidArgumentError("target_modules: the list is empty");
-  const std::vector<LinearModule> modules = LinearModules(config);
-  std::set<std::string> resolved;
-  for (const std::string& target : wanted) {
-    if (target == "all-linear") {
-      for (const LinearModule& module : modules) resolved.insert(module.name.substr(module.name.rfind('.') + 1));
-      continue;
-    }
-    const bool found = std::any_of(modules.begin(), modules.end(),
-                                   [&](const LinearModule& module) { return Matches(module.name, target); });
-    if (!found) {
-      std::set<std::string> there;  // within a layer
-      for (const LinearModule& module : modules) {
-        const size_t layer = module.name.find('.', std::string("model.layers.").size());
-        there.insert(module.name.substr(layer + 1));
-      }
-      return absl::InvalidArgumentError(absl::StrCat("target_modules: \"", target,
-                                                     "\" matches no linear module of the model; there are ",
-                                                     absl::StrJoin(there, ", "), " and all-linear"));
-    }
-    resolved.insert(target);
-  }
-  return std::vector<std::string>(resolved.begin(), resolved.end());
-}
-
-absl::StatusOr<LoraAdapter> InitLora(const ModelConfig& model, const LoraConfig& config, uint64_t seed) {
+absl::StatusOr<LoraAdapter> InitLora(const ModelConfig& model, const LoraConfig& config, uint64_t seed,
+                                     const ModelWeights* weights) {
   if (config.r < 1 || config.r > kMaxLoraRank) {
     return absl::InvalidArgumentError(absl::StrCat("lora.r is ", config.r, "; it must lie in 1..", kMaxLoraRank));
   }
   LoraAdapter adapter;
   adapter.config = config;
-  ASSIGN_OR_RETURN(adapter.config.target_modules, ResolveTargetModules(model, config.target_modules));
-  const auto draw = [&]() -> absl::Status {
-    for (const LinearModule& module : LinearModules(model)) {
-      const auto& targets = adapter.config.target_modules;
-      if (std::none_of(targets.begin(), targets.end(),
-                       [&](const auto& target) { return Matches(module.name, target); })) {
-        continue;
-      }
-      adapter.modules[module.name] = {DrawUniform(config.r, module.in_features, StreamKey(seed, module.name)),
-                                      at::zeros({module.out_features, config.r}, at::kFloat)};
+  RETURN_IF_ERROR(ResolveTargets(model, adapter.config));
+  const auto full = FullTensors(model, adapter.config);
+  if (weights == nullptr && (config.use_dora || !full.empty() || absl::StartsWith(config.init_lora_weights, "pissa"))) {
+    return absl::InvalidArgumentError("such an adapter begins with the model's weights, which are not given");
+  }
+  RETURN_IF_ERROR(CatchTorchErrors("initialise the adapter", [&]() -> absl::Status {
+    for (const LoraModule& module : SelectedModules(model, adapter.config)) {
+      RETURN_IF_ERROR(InitModule(module, adapter.config, weights, seed, adapter.modules[module.name]));
+    }
+    // From here on the frozen parts say it.
+    if (absl::StartsWith(config.init_lora_weights, "pissa")) adapter.config.init_lora_weights = "true";
+    for (const auto& [name, shape] : full) {
+      adapter.full[name] =
+          TensorOf(*weights, name)->to(at::kCPU, at::kFloat, /*non_blocking=*/false, /*copy=*/true).contiguous();
     }
     return absl::OkStatus();
-  };
-  RETURN_IF_ERROR(CatchTorchErrors("initialise the adapter", draw));
+  }));
   return adapter;
 }
 
-absl::Status MergeAdapter(const LoraAdapter& adapter, ModelWeights& weights) {
-  const double scale = adapter.config.lora_alpha / static_cast<double>(adapter.config.r);
-  for (const auto& [name, pair] : adapter.modules) {
-    at::Tensor* weight = WeightOf(weights, name);
-    if (weight == nullptr) {
-      return absl::InvalidArgumentError(absl::StrCat("merge adapter: the model has no linear module \"", name, "\""));
+absl::Status CompletePissa(const ModelWeights& weights, LoraAdapter& adapter) {
+  if (adapter.config.init_lora_weights != "pissa") return absl::OkStatus();
+  return CatchTorchErrors("find the base of a PiSSA adapter", [&]() -> absl::Status {
+    for (auto& [name, pair] : adapter.modules) {
+      const at::Tensor* weight = WeightOf(weights, name);
+      const int64_t rank = pair.a.size(0);
+      if (weight == nullptr || pair.b.size(0) != weight->size(0) || pair.a.size(1) != weight->size(1) ||
+          rank > std::min(weight->size(0), weight->size(1))) {
+        return absl::InvalidArgumentError(absl::StrCat("init_lora_weights: pissa does not fit ", name));
+      }
+      const LoraPair principal = PissaPair(*weight, rank, ScalingOf(adapter.config, name), std::nullopt, 0);
+      pair.frozen_a = principal.a;
+      pair.frozen_b = principal.b;
     }
-    if (pair.b.size(0) != weight->size(0) || pair.a.size(1) != weight->size(1)) {
-      return absl::InvalidArgumentError(absl::StrCat("merge adapter: ", name, " has shape [",
-                                                     absl::StrJoin(weight->sizes(), ", "), "], the adapter [",
-                                                     pair.b.size(0), ", ", pair.a.size(1), "]"));
-    }
-    RETURN_IF_ERROR(CatchTorchErrors(absl::StrCat("merge ", name), [&]() -> absl::Status {
-      const c10::Device device = weight->device();
-      const at::Tensor delta = at::matmul(pair.b.to(device, at::kFloat), pair.a.to(device, at::kFloat));
-      *weight = weight->to(at::kFloat).add(delta, scale).to(weight->scalar_type());
-      return absl::OkStatus();
-    }));
-  }
-  return absl::OkStatus();
+    adapter.config.init_lora_weights = "true";
+    return absl::OkStatus();
+  });
 }
 
 }  // namespace retort

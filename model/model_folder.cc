@@ -101,6 +101,7 @@ absl::Status CopyConfigFiles(const ModelWeights& weights, c10::ScalarType dtype,
   }
   // What was widened or set aside is not there any more.
   config.erase("quantization_config");
+  config["tie_word_embeddings"] = weights.config.tie_word_embeddings;
   if (weights.config.mtp_layers > 0) config["num_nextn_predict_layers"] = 0;
   // Where both spellings stand, transformers reads the newer one.
   if (config.contains("dtype")) config["dtype"] = DtypeName(dtype);

@@ -3,9 +3,11 @@
 #include <ATen/ATen.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/status.h"
 #include "model/torch_status.h"
 #include "model/training/aten_training_model.h"
 #include "model/training/cpu_training_model.h"
+#include "model/training/flat_adapter.h"
 
 namespace retort {
 
@@ -29,9 +31,11 @@ absl::StatusOr<std::unique_ptr<TrainingModel>> TrainingModel::Create(ModelWeight
     return absl::InvalidArgumentError(
         absl::StrCat("lora_dropout must be at least 0 and below 1, not ", options.lora_dropout));
   }
-  const bool packed =
-      weights.embed_tokens.is_cpu() && options.compute_dtype == at::kFloat && CpuTrainingSupports(weights.config);
-  return CatchTorchErrors("training model", [&] {
+  RETURN_IF_ERROR(PrepareBase(adapter, weights));
+  return CatchTorchErrors("training model", [&]() -> absl::StatusOr<std::unique_ptr<TrainingModel>> {
+    ASSIGN_OR_RETURN(FlatAdapter flat, FlatAdapter::Create(weights.config, adapter, weights.embed_tokens.device()));
+    const bool packed = weights.embed_tokens.is_cpu() && options.compute_dtype == at::kFloat &&
+                        CpuTrainingSupports(weights.config) && flat.plain();
     return packed ? MakeCpuTrainingModel(std::move(weights), adapter, options)
                   : MakeAtenTrainingModel(std::move(weights), adapter, options);
   });

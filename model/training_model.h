@@ -1,4 +1,4 @@
-// Forward and backward of a frozen model with a trainable LoRA adapter.
+// Forward and backward of a frozen model with a trainable adapter.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -34,6 +34,7 @@ struct ParameterSlice {
   std::vector<int64_t> shape;
   int64_t offset = 0;
   int64_t numel = 0;
+  bool decay = true;  // whether weight decay is for it, as transformers' Trainer decides: not for biases and norms
 };
 
 struct TrainingModelOptions {
@@ -46,7 +47,8 @@ struct TrainingModelOptions {
 // same bits.
 class TrainingModel {
  public:
-  // `weights` live on the device to use, in compute_dtype. Copies the adapter into the flat parameters.
+  // `weights` live on the device to use, in compute_dtype; what PrepareBase does is done here. Copies the adapter into
+  // the flat parameters.
   static absl::StatusOr<std::unique_ptr<TrainingModel>> Create(ModelWeights weights, const LoraAdapter& adapter,
                                                                const TrainingModelOptions& options);
   virtual ~TrainingModel() = default;

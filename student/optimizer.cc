@@ -35,6 +35,18 @@ void StepOnCpu(const StepScalars& s, int64_t numel, const float* gradient, float
   }
 }
 
+// body(begin, end, whether it decays) over all elements in order.
+template <typename Body>
+void ForEachRange(int64_t numel, const std::vector<FlatRange>& undecayed, const Body& body) {
+  int64_t next = 0;
+  for (const FlatRange& range : undecayed) {
+    if (next < range.begin) body(next, range.begin, true);
+    body(range.begin, range.end, false);
+    next = range.end;
+  }
+  if (next < numel) body(next, numel, true);
+}
+
 }  // namespace
 
 AdamWMoments ZeroMoments(const at::Tensor& parameters) {
@@ -42,7 +54,7 @@ AdamWMoments ZeroMoments(const at::Tensor& parameters) {
 }
 
 void AdamWStep(const AdamWOptions& options, int64_t step, double learning_rate, const at::Tensor& gradient,
-               at::Tensor& parameters, AdamWMoments& moments) {
+               at::Tensor& parameters, AdamWMoments& moments, const std::vector<FlatRange>& undecayed) {
   RETORT_CHECK(step >= 1 && gradient.numel() == parameters.numel() && moments.exp_avg.numel() == parameters.numel() &&
                moments.exp_avg_sq.numel() == parameters.numel());
   const double bias_correction1 = 1 - std::pow(options.beta1, static_cast<double>(step));
@@ -50,15 +62,24 @@ void AdamWStep(const AdamWOptions& options, int64_t step, double learning_rate, 
   const double step_size = learning_rate / bias_correction1;
   if (parameters.is_cpu()) {
     RETORT_CHECK(gradient.is_contiguous() && parameters.is_contiguous());
-    StepOnCpu({static_cast<float>(1 - learning_rate * options.weight_decay), static_cast<float>(1 - options.beta1),
-               static_cast<float>(options.beta2), static_cast<float>(1 - options.beta2),
-               static_cast<float>(bias_correction2_sqrt), static_cast<float>(options.epsilon),
-               static_cast<float>(-step_size)},
-              parameters.numel(), gradient.const_data_ptr<float>(), parameters.data_ptr<float>(),
-              moments.exp_avg.data_ptr<float>(), moments.exp_avg_sq.data_ptr<float>());
+    const StepScalars scalars{static_cast<float>(1 - learning_rate * options.weight_decay),
+                              static_cast<float>(1 - options.beta1),
+                              static_cast<float>(options.beta2),
+                              static_cast<float>(1 - options.beta2),
+                              static_cast<float>(bias_correction2_sqrt),
+                              static_cast<float>(options.epsilon),
+                              static_cast<float>(-step_size)};
+    ForEachRange(parameters.numel(), undecayed, [&](int64_t begin, int64_t end, bool decay) {
+      StepScalars own = scalars;
+      if (!decay) own.decay = 1.0F;
+      StepOnCpu(own, end - begin, gradient.const_data_ptr<float>() + begin, parameters.data_ptr<float>() + begin,
+                moments.exp_avg.data_ptr<float>() + begin, moments.exp_avg_sq.data_ptr<float>() + begin);
+    });
     return;
   }
-  parameters.mul_(1 - learning_rate * options.weight_decay);
+  ForEachRange(parameters.numel(), undecayed, [&](int64_t begin, int64_t end, bool decay) {
+    if (decay) parameters.narrow(0, begin, end - begin).mul_(1 - learning_rate * options.weight_decay);
+  });
   moments.exp_avg.lerp_(gradient, 1 - options.beta1);
   moments.exp_avg_sq.mul_(options.beta2).addcmul_(gradient, gradient, 1 - options.beta2);
   const at::Tensor denominator = moments.exp_avg_sq.sqrt().div_(bias_correction2_sqrt).add_(options.epsilon);

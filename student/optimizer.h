@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 namespace retort {
 
@@ -24,9 +25,16 @@ struct AdamWMoments {
 
 AdamWMoments ZeroMoments(const at::Tensor& parameters);
 
-// Step number `step` (1 is the first) with `gradient`; changes parameters and moments in place.
+// Elements [begin, end) of the flat buffers.
+struct FlatRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+// Step number `step` (1 is the first) with `gradient`; changes parameters and moments in place. Weight decay spares
+// `undecayed`.
 void AdamWStep(const AdamWOptions& options, int64_t step, double learning_rate, const at::Tensor& gradient,
-               at::Tensor& parameters, AdamWMoments& moments);
+               at::Tensor& parameters, AdamWMoments& moments, const std::vector<FlatRange>& undecayed = {});
 
 // The L2 norm, summed in double precision.
 double GradientNorm(const at::Tensor& gradient);

@@ -41,56 +41,106 @@ std::string Describe(const DatasetCounts& counts) {
                       counts.nothing_to_train, " have nothing to train, so none is left");
 }
 
+absl::string_view BiasName(LoraBias bias) {
+  return bias == LoraBias::kAll ? "all" : bias == LoraBias::kLoraOnly ? "lora_only" : "none";
+}
+
+absl::StatusOr<LoraConfig> ConfigOf(const v1::StudentSpec& student) {
+  const v1::LoraSpec& spec = student.lora();
+  LoraConfig lora;
+  lora.r = spec.r();
+  lora.lora_alpha = spec.lora_alpha();
+  lora.lora_dropout = spec.lora_dropout();
+  lora.base_model_name_or_path = student.model_name_or_path();
+  lora.use_rslora = spec.use_rslora();
+  lora.use_dora = spec.use_dora();
+  if (spec.bias() == "all") {
+    lora.bias = LoraBias::kAll;
+  } else if (spec.bias() == "lora_only") {
+    lora.bias = LoraBias::kLoraOnly;
+  } else if (!spec.bias().empty() && spec.bias() != "none") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("student.lora.bias: \"", spec.bias(), "\" is neither none nor all nor lora_only"));
+  }
+  for (const auto& entry : spec.rank_pattern()) {
+    lora.rank_pattern.emplace_back(entry.pattern(), static_cast<int64_t>(entry.value()));
+  }
+  for (const auto& entry : spec.alpha_pattern()) lora.alpha_pattern.emplace_back(entry.pattern(), entry.value());
+  const auto list = [](const auto& field) { return std::vector<std::string>(field.begin(), field.end()); };
+  lora.target_modules = list(spec.target_modules());
+  lora.target_pattern = spec.target_modules_pattern();
+  lora.target_parameters = list(spec.target_parameters());
+  lora.exclude_modules = list(spec.exclude_modules());
+  lora.exclude_pattern = spec.exclude_modules_pattern();
+  lora.layers_to_transform.assign(spec.layers_to_transform().begin(), spec.layers_to_transform().end());
+  lora.layers_pattern = list(spec.layers_pattern());
+  lora.modules_to_save = list(spec.modules_to_save());
+  lora.ensure_weight_tying = spec.ensure_weight_tying();
+  if (!spec.init_lora_weights().empty()) lora.init_lora_weights = spec.init_lora_weights();
+  return lora;
+}
+
+std::string Describe(const std::vector<LoraModule>& modules, const LoraConfig& config) {
+  std::vector<std::string> words;
+  for (const LoraModule& module : modules) {
+    words.push_back(absl::StrCat(module.name, " of rank ", RankOf(config, module.name), " scaled by ",
+                                 ScalingOf(config, module.name)));
+  }
+  return absl::StrJoin(words, ", ");
+}
+
 // The adapter is taken as it is: what the job says of a new one may not contradict it.
 absl::Status CheckSameLora(const v1::StudentSpec& student, const LoraConfig& loaded, const ModelConfig& config) {
   if (!student.has_lora()) return absl::OkStatus();
-  const v1::LoraSpec& lora = student.lora();
-  const auto differs = [&](absl::string_view key, const auto& wanted, const auto& found) {
-    return absl::InvalidArgumentError(absl::StrCat("student.lora.", key, ": ", wanted, " stands against ", found,
-                                                   " in ", student.adapter_name_or_path(),
+  ASSIGN_OR_RETURN(LoraConfig wanted, ConfigOf(student));
+  const auto differs = [&](absl::string_view key, const auto& asked, const auto& found) {
+    return absl::InvalidArgumentError(absl::StrCat("student.lora.", key, ": ", asked, " stands against ", found, " in ",
+                                                   student.adapter_name_or_path(),
                                                    " (student.adapter_name_or_path), where training would start; "
                                                    "leave student.lora out to take what is there"));
   };
-  if (lora.r() != loaded.r) return differs("r", lora.r(), loaded.r);
-  if (lora.lora_alpha() != loaded.lora_alpha) return differs("lora_alpha", lora.lora_alpha(), loaded.lora_alpha);
-  if (lora.lora_dropout() != loaded.lora_dropout)
-    return differs("lora_dropout", lora.lora_dropout(), loaded.lora_dropout);
-  ASSIGN_OR_RETURN(std::vector<std::string> wanted,
-                   ResolveTargetModules(config, {lora.target_modules().begin(), lora.target_modules().end()}));
-  std::vector<std::string> found = loaded.target_modules;
-  std::sort(wanted.begin(), wanted.end());
-  std::sort(found.begin(), found.end());
-  if (wanted != found) return differs("target_modules", absl::StrJoin(wanted, ", "), absl::StrJoin(found, ", "));
+  if (wanted.r != loaded.r) return differs("r", wanted.r, loaded.r);
+  if (wanted.lora_alpha != loaded.lora_alpha) return differs("lora_alpha", wanted.lora_alpha, loaded.lora_alpha);
+  if (wanted.lora_dropout != loaded.lora_dropout) {
+    return differs("lora_dropout", wanted.lora_dropout, loaded.lora_dropout);
+  }
+  if (wanted.use_rslora != loaded.use_rslora) return differs("use_rslora", wanted.use_rslora, loaded.use_rslora);
+  if (wanted.use_dora != loaded.use_dora) return differs("use_dora", wanted.use_dora, loaded.use_dora);
+  if (wanted.bias != loaded.bias) return differs("bias", BiasName(wanted.bias), BiasName(loaded.bias));
+  RETURN_IF_ERROR(WithContext(ResolveTargets(config, wanted), "student.lora"));
+  const std::string asked = Describe(SelectedModules(config, wanted), wanted);
+  const std::string found = Describe(SelectedModules(config, loaded), loaded);
+  if (asked != found) return differs("target_modules", asked, found);
+  if (FullTensors(config, wanted) != FullTensors(config, loaded)) {
+    return differs("modules_to_save", absl::StrJoin(wanted.modules_to_save, ", "),
+                   absl::StrJoin(loaded.modules_to_save, ", "));
+  }
   return absl::OkStatus();
 }
 
-absl::StatusOr<LoraAdapter> StartAdapter(const v1::TrainTask& task, const ModelConfig& config,
+absl::StatusOr<LoraAdapter> StartAdapter(const v1::TrainTask& task, const ModelWeights& weights,
                                          const std::string& checkpoint_folder) {
-  if (!checkpoint_folder.empty()) return LoadAdapter(checkpoint_folder, config);
-  return InitialAdapter(task.student(), config);
+  if (checkpoint_folder.empty()) return InitialAdapter(task.student(), weights);
+  return LoadAdapter(checkpoint_folder, weights.config, {.keep_frozen = true});
 }
 
 }  // namespace
 
-absl::StatusOr<LoraAdapter> InitialAdapter(const v1::StudentSpec& student, const ModelConfig& config) {
+absl::StatusOr<LoraAdapter> InitialAdapter(const v1::StudentSpec& student, const ModelWeights& weights) {
   if (!student.adapter_name_or_path().empty()) {
-    ASSIGN_OR_RETURN(LoraAdapter adapter, LoadAdapter(student.adapter_name_or_path(), config));
-    RETURN_IF_ERROR(CheckSameLora(student, adapter.config, config));
+    ASSIGN_OR_RETURN(LoraAdapter adapter, LoadAdapter(student.adapter_name_or_path(), weights.config));
+    RETURN_IF_ERROR(CheckSameLora(student, adapter.config, weights.config));
+    RETURN_IF_ERROR(CompletePissa(weights, adapter));
     return adapter;
   }
   if (!student.has_lora()) {
     return absl::InvalidArgumentError(
         "student.lora is missing; without adapter_name_or_path it must say which adapter");
   }
-  const v1::LoraSpec& spec = student.lora();
-  LoraConfig lora;
-  lora.r = spec.r();
-  lora.lora_alpha = spec.lora_alpha();
-  lora.lora_dropout = spec.lora_dropout();
-  ASSIGN_OR_RETURN(lora.target_modules,
-                   ResolveTargetModules(config, {spec.target_modules().begin(), spec.target_modules().end()}));
-  lora.base_model_name_or_path = student.model_name_or_path();
-  return InitLora(config, lora, student.training().seed());
+  ASSIGN_OR_RETURN(const LoraConfig lora, ConfigOf(student));
+  auto adapter = InitLora(weights.config, lora, student.training().seed(), &weights);
+  if (!adapter.ok()) return WithContext(adapter.status(), "student.lora");
+  return adapter;
 }
 
 absl::StatusOr<std::string> FetchCheckpoint(ArtifactClient& artifacts, const v1::Checkpoint& checkpoint,
@@ -139,7 +189,6 @@ absl::StatusOr<TrainingSetup> PrepareTraining(const v1::TrainTask& task, const T
     ASSIGN_OR_RETURN(checkpoint_folder, FetchCheckpoint(artifacts, task.resume_from(), flags.work_dir));
   }
   tell("loading weights");
-  ASSIGN_OR_RETURN(const LoraAdapter adapter, StartAdapter(task, config, checkpoint_folder));
   if (const std::string& start = student.adapter_name_or_path(); !start.empty()) {
     const auto hash = Sha256HexOfFile(absl::StrCat(start, "/", kAdapterWeightsFile));
     if (hash.ok()) {
@@ -151,9 +200,10 @@ absl::StatusOr<TrainingSetup> PrepareTraining(const v1::TrainTask& task, const T
   TrainingModelOptions options;
   const bool bf16 = student.training().has_bf16() ? student.training().bf16() : setup.device.is_cuda();
   options.compute_dtype = bf16 ? c10::ScalarType::BFloat16 : c10::ScalarType::Float;
-  options.lora_dropout = adapter.config.lora_dropout;
   ASSIGN_OR_RETURN(ModelWeights weights,
                    LoadWeights(student.model_name_or_path(), options.compute_dtype, setup.device));
+  ASSIGN_OR_RETURN(const LoraAdapter adapter, StartAdapter(task, weights, checkpoint_folder));
+  options.lora_dropout = adapter.config.lora_dropout;
   ASSIGN_OR_RETURN(auto model, TrainingModel::Create(std::move(weights), adapter, options));
   ASSIGN_OR_RETURN(setup.trainer,
                    Trainer::Create(student.training(), std::move(model), std::move(train), std::move(validation)));

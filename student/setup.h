@@ -31,8 +31,8 @@ using TellFunction = std::function<void(const std::string& message)>;
 absl::StatusOr<TrainingSetup> PrepareTraining(const v1::TrainTask& task, const TaskFlags& flags,
                                               ArtifactClient& artifacts, const TellFunction& tell);
 
-// The adapter that training starts from: the given folder's, or a new one.
-absl::StatusOr<LoraAdapter> InitialAdapter(const v1::StudentSpec& student, const ModelConfig& config);
+// The adapter that training starts from: the given folder's, or a new one, for the model that `weights` are.
+absl::StatusOr<LoraAdapter> InitialAdapter(const v1::StudentSpec& student, const ModelWeights& weights);
 
 // A copy of the trainer's state, on the CPU.
 Snapshot TakeSnapshot(Trainer& trainer, const std::string& manifest_sha256);

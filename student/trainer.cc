@@ -94,6 +94,9 @@ Trainer::Trainer(const v1::TrainingSpec& training, std::unique_ptr<TrainingModel
   schedule_ = {training.lr_scheduler_type(), training.learning_rate(), WarmupSteps(training, plan_.total_steps()),
                plan_.total_steps()};
   adamw_ = {training.adam_beta1(), training.adam_beta2(), training.adam_epsilon(), training.weight_decay()};
+  for (const ParameterSlice& slice : model_->parameters()) {
+    if (!slice.decay) undecayed_.push_back({slice.offset, slice.offset + slice.numel});
+  }
   moments_ = ZeroMoments(model_->flat_parameters());
   gradient_ = at::empty_like(model_->flat_parameters());
 }
@@ -171,7 +174,7 @@ absl::StatusOr<TrainerProgress> Trainer::Step(Gang& gang, bool wants_leave, bool
   const double learning_rate = LearningRate(schedule_, step_);
   RETURN_IF_ERROR(CheckFinite(progress.loss, norm, learning_rate));
   ClipGradient(norm, training_.max_grad_norm(), gradient_);
-  AdamWStep(adamw_, step_ + 1, learning_rate, gradient_, model_->flat_parameters(), moments_);
+  AdamWStep(adamw_, step_ + 1, learning_rate, gradient_, model_->flat_parameters(), moments_, undecayed_);
   ++step_;
   progress.step = step_;
   if (step_ % std::max(1, training_.logging_steps()) == 0 || finished() || EvaluatesAt(step_)) {

@@ -87,6 +87,7 @@ class Trainer {
   const int64_t numel_;
   ScheduleOptions schedule_;
   AdamWOptions adamw_;
+  std::vector<FlatRange> undecayed_;  // in order
   AdamWMoments moments_;
   at::Tensor gradient_;  // [numel], the step's sum
   std::function<void(int64_t done)> on_micro_batch_ = [](int64_t) {};

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <regex>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -28,16 +29,25 @@ absl::StatusOr<int64_t> Size(const nlohmann::json& config, const std::string& pa
 
 }  // namespace
 
-int64_t ModelFacts::LoraParameters(int64_t r, const std::vector<std::string>& target_modules) const {
+int64_t ModelFacts::LoraParameters(int64_t r, const std::vector<std::string>& target_modules,
+                                   const std::string& pattern) const {
+  std::regex regex;
+  try {
+    regex = std::regex(pattern);
+  } catch (const std::regex_error&) {  // the worker says what is wrong with it
+    return 0;
+  }
   const bool all = target_modules.size() == 1 && target_modules[0] == "all-linear";
   int64_t sum = 0;
   for (const TensorInfo& tensor : linears) {
     absl::string_view module = tensor.name;
     absl::ConsumeSuffix(&module, ".weight");
     const bool wanted =
-        all || std::any_of(target_modules.begin(), target_modules.end(), [&](const std::string& target) {
-          return module == target || absl::EndsWith(module, "." + target);
-        });
+        !pattern.empty()
+            ? std::regex_match(std::string(module), regex)
+            : all || std::any_of(target_modules.begin(), target_modules.end(), [&](const std::string& target) {
+                return module == target || absl::EndsWith(module, "." + target);
+              });
     if (wanted) sum += r * (tensor.shape[0] + tensor.shape[1]);
   }
   return sum;

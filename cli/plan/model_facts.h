@@ -24,8 +24,9 @@ struct ModelFacts {
   std::vector<TensorInfo> linears;  // two-dimensional weights of the layers: what LoRA can adapt
 
   // Parameters of an adapter of rank `r`: r * (in + out) for every linear whose module is named in `target_modules`, or
-  // for all.
-  int64_t LoraParameters(int64_t r, const std::vector<std::string>& target_modules) const;
+  // whose whole name matches `pattern` where there is one, or for all.
+  int64_t LoraParameters(int64_t r, const std::vector<std::string>& target_modules,
+                         const std::string& pattern = "") const;
 };
 
 // Errors: kNotFound, kInvalidArgument (config.json lacks a size, a damaged file).

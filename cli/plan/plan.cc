@@ -125,7 +125,8 @@ JobPlan MakePlan(const v1::JobSpec& spec, const std::vector<std::string>& stages
     int64_t adapter = 0;
     if (spec.student().has_lora()) {
       const auto& targets = spec.student().lora().target_modules();
-      adapter = student->LoraParameters(spec.student().lora().r(), {targets.begin(), targets.end()});
+      adapter = student->LoraParameters(spec.student().lora().r(), {targets.begin(), targets.end()},
+                                        spec.student().lora().target_modules_pattern());
       if (adapter == 0) {
         plan.notes.push_back(
             "student.lora.target_modules names no linear module of the student: there would be nothing to train");

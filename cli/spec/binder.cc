@@ -2,6 +2,7 @@
 
 #include <google/protobuf/message.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "cli/spec/schema.h"
 #include "common/check.h"
 
@@ -112,6 +114,13 @@ class Binder {
         return BindList(node, value, path, message);
       case KeyType::kStringList:
         return BindStrings(node, value, path, message);
+      case KeyType::kNamesOrPattern:
+        return BindNamesOrPattern(node, value, path, message);
+      case KeyType::kIntList:
+        return BindIntegers(node, value, path, message);
+      case KeyType::kIntMap:
+      case KeyType::kRealMap:
+        return BindNumberMap(node, value, path, message);
       default:
         if (value.kind != Kind::kScalar) return WrongType(key, value, path);
         return BindScalar(node, value, path, message);
@@ -156,6 +165,69 @@ class Binder {
     }
   }
 
+  // A string with anything but a name's characters is a pattern.
+  void BindNamesOrPattern(const KeyNode& node, const SpecValue& value, const std::string& path, Message* message) {
+    const bool pattern =
+        value.kind == Kind::kScalar && IsString(value) &&
+        std::any_of(value.scalar.begin(), value.scalar.end(), [](char c) {
+          return !absl::ascii_isalnum(static_cast<unsigned char>(c)) && c != '_' && c != '-' && c != '.';
+        });
+    if (!pattern) return BindStrings(node, value, path, message);
+    const auto* field = message->GetDescriptor()->FindFieldByName(node.name + "_pattern");
+    RETORT_CHECK(field != nullptr);
+    message->GetReflection()->SetString(message, field, value.scalar);
+  }
+
+  static bool ReadWhole(const Key& key, const SpecValue& value, int64_t* whole) {
+    return value.kind == Kind::kScalar && !value.quoted && LooksLikeNumber(value.scalar) &&
+           value.scalar.find_first_of(".eE") == std::string::npos && absl::SimpleAtoi(value.scalar, whole) &&
+           key.range.Contains(static_cast<double>(*whole));
+  }
+
+  void BindIntegers(const KeyNode& node, const SpecValue& value, const std::string& path, Message* message) {
+    if (value.kind == Kind::kMap) return WrongType(*node.key, value, path);
+    const std::vector<SpecValue> items = value.kind == Kind::kList ? value.items : std::vector<SpecValue>{value};
+    if (items.empty()) diagnostics_->Add(value.position, path, "the list is empty");
+    const Target target = Resolve(node, message);
+    for (size_t i = 0; i < items.size(); ++i) {
+      int64_t whole = 0;
+      if (!ReadWhole(*node.key, items[i], &whole)) {
+        const std::string item_path = value.kind == Kind::kList ? Child(path, absl::StrCat(i)) : path;
+        diagnostics_->Add(items[i].position, item_path,
+                          absl::StrCat("got ", Describe(items[i]), ", wants ", DescribeWanted(*node.key)));
+        continue;
+      }
+      target.message->GetReflection()->AddInt32(target.message, target.field, static_cast<int32_t>(whole));
+    }
+  }
+
+  // Into messages {pattern, value}.
+  void BindNumberMap(const KeyNode& node, const SpecValue& value, const std::string& path, Message* message) {
+    if (value.kind != Kind::kMap) return WrongType(*node.key, value, path);
+    const Target target = Resolve(node, message);
+    for (const SpecEntry& entry : value.entries) {
+      double real = 0;
+      int64_t whole = 0;
+      bool good = false;
+      if (node.key->type == KeyType::kIntMap) {
+        good = ReadWhole(*node.key, entry.value, &whole);
+        real = static_cast<double>(whole);
+      } else {
+        good = entry.value.kind == Kind::kScalar && !entry.value.quoted && LooksLikeNumber(entry.value.scalar) &&
+               absl::SimpleAtod(entry.value.scalar, &real) && std::isfinite(real) && node.key->range.Contains(real);
+      }
+      if (!good) {
+        diagnostics_->Add(entry.value.position, Child(path, entry.key),
+                          absl::StrCat("got ", Describe(entry.value), ", wants ", DescribeWanted(*node.key)));
+        continue;
+      }
+      Message* item = target.message->GetReflection()->AddMessage(target.message, target.field);
+      const auto* descriptor = item->GetDescriptor();
+      item->GetReflection()->SetString(item, descriptor->FindFieldByName("pattern"), entry.key);
+      item->GetReflection()->SetDouble(item, descriptor->FindFieldByName("value"), real);
+    }
+  }
+
   static bool IsString(const SpecValue& value) {
     bool boolean = false;
     return value.kind == Kind::kScalar &&
@@ -164,7 +236,7 @@ class Binder {
 
   void BindScalar(const KeyNode& node, const SpecValue& value, const std::string& path, Message* message) {
     const Key& key = *node.key;
-    if (key.type == KeyType::kChoice) return BindChoice(node, value, path, message);
+    if (key.type == KeyType::kChoice || key.type == KeyType::kWord) return BindChoice(node, value, path, message);
     SpecValue checked = value;
     int64_t whole = 0;
     uint64_t seed = 0;
@@ -240,11 +312,21 @@ class Binder {
     // "merged: false" says none.
     bool boolean = true;
     std::string text = value.scalar;
-    if (!value.quoted && ParseYamlBool(text, &boolean) && !boolean) text = "none";
+    if (!value.quoted && ParseYamlBool(text, &boolean)) {
+      if (key.type == KeyType::kWord) {
+        text = boolean ? "true" : "false";
+      } else if (!boolean) {
+        text = "none";
+      }
+    }
     for (absl::string_view choice : absl::StrSplit(key.choices, '|')) {
       const bool refused = absl::ConsumePrefix(&choice, "!");
       if (!refused) supported.push_back(std::string(choice));
-      if (choice != text) continue;
+      int64_t number = 0;
+      const bool numbered = key.type == KeyType::kWord && absl::ConsumeSuffix(&choice, "*") &&
+                            absl::StartsWith(text, choice) && absl::SimpleAtoi(text.substr(choice.size()), &number) &&
+                            number >= 0;
+      if (choice != text && !numbered) continue;
       known = true;
       built = !refused;
     }

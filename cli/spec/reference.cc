@@ -47,11 +47,11 @@ export: {adapter: true, merged: bf16}
 )";
 
 std::string TypeText(const Key& key) {
-  if (key.type == KeyType::kChoice) {
+  if (key.type == KeyType::kChoice || key.type == KeyType::kWord) {
     std::string text;
     for (absl::string_view choice : absl::StrSplit(key.choices, '|')) {
       if (absl::StartsWith(choice, "!")) continue;
-      absl::StrAppend(&text, text.empty() ? "" : ", ", "`", choice, "`");
+      absl::StrAppend(&text, text.empty() ? "" : ", ", "`", absl::StrReplaceAll(choice, {{"*", "N"}}), "`");
     }
     return text;
   }

@@ -251,6 +251,16 @@ std::string DescribeWanted(const Key& key) {
       return absl::StrCat("one of ", ChoicesText(key.choices));
     case KeyType::kStringList:
       return "a list of strings";
+    case KeyType::kNamesOrPattern:
+      return "a list of names, or a regular expression";
+    case KeyType::kIntList:
+      return with_range("a list of whole numbers");
+    case KeyType::kIntMap:
+      return with_range("a map of patterns to whole numbers");
+    case KeyType::kRealMap:
+      return with_range("a map of patterns to numbers");
+    case KeyType::kWord:
+      return absl::StrCat("one of ", absl::StrReplaceAll(ChoicesText(key.choices), {{"*", "N"}}));
   }
   return "";
 }

@@ -22,8 +22,13 @@ enum class KeyType {
   kUint64,
   kReal,
   kBool,
-  kChoice,      // one of Key::choices
-  kStringList,  // a list of strings; a single string is a list of one
+  kChoice,          // one of Key::choices
+  kStringList,      // a list of strings; a single string is a list of one
+  kNamesOrPattern,  // a list of names, or a string: a name, else a pattern, which goes to the field "<field>_pattern"
+  kIntList,         // a list of whole numbers; a single one is a list of one
+  kIntMap,          // pattern: whole number, in the order written
+  kRealMap,         // pattern: number
+  kWord,            // one of `choices`, where "*" at the end of one stands for a whole number; true and false are words
 };
 
 enum class Presence {

@@ -147,6 +147,20 @@ class Checker {
     return false;
   }
 
+  void CheckLora(const v1::LoraSpec& lora) {
+    if (!lora.target_modules_pattern().empty() && lora.layers_to_transform_size() > 0) {
+      Complain("student.lora.layers_to_transform",
+               "goes with a list of target_modules; with a pattern, the pattern says which layers");
+    }
+    if (lora.layers_pattern_size() > 0 && lora.layers_to_transform_size() == 0) {
+      Complain("student.lora.layers_pattern", "does nothing without layers_to_transform");
+    }
+    if (lora.target_parameters_size() > 0 && (lora.use_dora() || lora.lora_dropout() > 0)) {
+      Complain("student.lora.target_parameters",
+               lora.use_dora() ? "cannot be adapted with use_dora" : "cannot be adapted with lora_dropout above 0");
+    }
+  }
+
   void CheckStudent() {
     v1::StudentSpec* student = spec_.mutable_student();
     v1::TrainingSpec* training = student->mutable_training();
@@ -158,6 +172,7 @@ class Checker {
       Complain("student.lora",
                "missing; a new adapter wants lora, e.g. lora: {r: 16}, or adapter_name_or_path to start from one");
     }
+    CheckLora(student->lora());
     CheckWorkers("student.workers", student->mutable_workers());
     if (student->workers().min() > training->gradient_accumulation_steps() &&
         !diagnostics_->Touches("student.training.gradient_accumulation_steps")) {

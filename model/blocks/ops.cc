@@ -24,6 +24,7 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight, double eps) {
     context->save_for_backward({x, weight});
     context->saved_data["eps"] = eps;
+    context->saved_data["wants_weight"] = weight.requires_grad();
     return NormForward(x, weight, eps);
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
@@ -33,7 +34,12 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
     const at::Tensor normed = wide * inverse;
     const at::Tensor scaled = grads[0].to(at::kFloat) * saved[1].to(at::kFloat);
     const at::Tensor along = (scaled * normed).mean(-1, /*keepdim=*/true);
-    return {(scaled - normed * along).mul_(inverse).to(saved[0].scalar_type()), at::Tensor(), at::Tensor()};
+    at::Tensor d_weight;
+    if (context->saved_data["wants_weight"].toBool()) {
+      const int64_t width = normed.size(-1);
+      d_weight = (grads[0].to(at::kFloat) * normed).reshape({-1, width}).sum(0).to(saved[1].scalar_type());
+    }
+    return {(scaled - normed * along).mul_(inverse).to(saved[0].scalar_type()), d_weight, at::Tensor()};
   }
 };
 
@@ -114,7 +120,7 @@ bool Records(const at::Tensor& a) { return at::GradMode::is_enabled() && a.requi
 }  // namespace
 
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
-  return Records(x) ? NormFunction::apply(x, weight, eps) : NormForward(x, weight, eps);
+  return Records(x) || Records(weight) ? NormFunction::apply(x, weight, eps) : NormForward(x, weight, eps);
 }
 
 at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool interleaved) {

@@ -11,7 +11,7 @@
 namespace retort {
 
 // RMSNorm over the last dimension of `x` (Zhang and Sennrich 2019, arXiv:1910.07467), rounded before the weight as
-// transformers does. `weight` gets no gradient.
+// transformers does.
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
 
 // Rotates the first 2 * cos.size(-1) dimensions of `x` [tokens, heads, head_dim] by `cos` and `sin` [tokens, 1, dim /

@@ -4,16 +4,18 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
-#include <algorithm>
-#include <optional>
+#include <array>
+#include <map>
 #include <string>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
 #include "model/blocks/block.h"
 #include "model/blocks/ops.h"
 #include "model/generation/rope.h"
+#include "model/lora_weights.h"
 #include "model/torch_status.h"
 #include "model/training/batch_plan.h"
 #include "model/training/dropout.h"
@@ -26,10 +28,17 @@ namespace {
 
 // An adapted module's trainable tensors in one pass: leaves of the graph.
 struct Leaves {
-  const AdapterSlot* slot = nullptr;
-  at::Tensor a, b;
+  at::Tensor a, b, magnitude;
 };
-using LayerLeaves = std::array<Leaves, kProjections>;
+
+// What a pass trains, and the weights with it in place.
+struct Trained {
+  std::vector<Leaves> modules;   // by AdapterSlot::index
+  std::vector<at::Tensor> full;  // by place in FlatAdapter::full()
+  ModelWeights weights;
+};
+
+using LayerSlots = std::array<const AdapterSlot*, kProjections>;  // nullptr: not adapted
 
 // One call's constants.
 struct Pass {
@@ -41,19 +50,23 @@ struct Pass {
 
 class Context final : public LayerContext {
  public:
-  Context(const ModelConfig& config, const LayerWeights& weights, const LayerLeaves& leaves, const Pass& pass,
-          double scaling)
-      : config_(config), weights_(weights), leaves_(leaves), pass_(pass), scaling_(scaling) {}
+  Context(const ModelConfig& config, const LayerWeights& weights, const LayerSlots& slots, const Trained& trained,
+          const Pass& pass)
+      : config_(config), weights_(weights), slots_(slots), trained_(trained), pass_(pass) {}
 
   at::Tensor Project(Projection projection, const at::Tensor& x) override {
-    const Leaves& leaves = leaves_[projection];
-    if (leaves.slot == nullptr) return FrozenLinear(x, weights_[projection]);
+    const AdapterSlot* slot = slots_[projection];
+    if (slot == nullptr) return FrozenLinear(x, weights_[projection]);
     at::Tensor mask;
     if (pass_.dropout > 0.0) {
-      mask = DropoutMask(pass_.dropout_key, static_cast<uint64_t>(leaves.slot->index), pass_.dropout, x.size(0),
-                         x.size(1), x.device());
+      mask = DropoutMask(pass_.dropout_key, static_cast<uint64_t>(slot->index), pass_.dropout, x.size(0), x.size(1),
+                         x.device());
     }
-    return LoraLinear(x, weights_[projection], leaves.a, leaves.b, scaling_, mask);
+    const Leaves& leaves = trained_.modules[static_cast<size_t>(slot->index)];
+    if (leaves.magnitude.defined()) {
+      return DoraLinear(x, weights_[projection], leaves.a, leaves.b, leaves.magnitude, slot->scaling, mask);
+    }
+    return LoraLinear(x, weights_[projection], leaves.a, leaves.b, slot->scaling, mask);
   }
 
   at::Tensor Attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t window) override {
@@ -63,9 +76,9 @@ class Context final : public LayerContext {
  private:
   const ModelConfig& config_;
   const LayerWeights& weights_;
-  const LayerLeaves& leaves_;
+  const LayerSlots& slots_;
+  const Trained& trained_;
   const Pass& pass_;
-  const double scaling_;
 };
 
 class AtenTrainingModel final : public TrainingModel {
@@ -83,6 +96,14 @@ class AtenTrainingModel final : public TrainingModel {
         slots_[i][shape.projection] =
             adapter_.Find(absl::StrCat("model.layers.", i, ".", ProjectionName(shape.projection)));
       }
+    }
+    for (const AdapterSlot& slot : adapter_.slots()) {
+      if (slot.experts > 0 || absl::EndsWith(slot.name, ".mlp.gate.weight")) parameters_.push_back(&slot);
+    }
+    together_ = config_.tie_word_embeddings && adapter_.config().ensure_weight_tying;
+    for (size_t i = 0; i < adapter_.full().size(); ++i) {
+      const std::string& name = adapter_.full()[i].name;
+      if (name == (together_ ? "model.embed_tokens.weight" : "lm_head.weight")) head_ = static_cast<int64_t>(i);
     }
   }
 
@@ -107,45 +128,91 @@ class AtenTrainingModel final : public TrainingModel {
     if (plan.rows.empty()) return sum;
     const at::AutoGradMode record(gradient != nullptr);
     const Pass pass = MakePass(batch, plan, dropout_key, gradient != nullptr ? options_.lora_dropout : 0.0);
-    const std::vector<LayerLeaves> leaves = MakeLeaves(gradient != nullptr);
-    at::Tensor x = weights_.embed_tokens.index_select(0, at::tensor(batch.input_ids, at::kLong).to(device_));
-    for (size_t i = 0; i < weights_.layers.size(); ++i) {
-      Context context(config_, weights_.layers[i], leaves[i], pass, adapter_.scaling());
-      x = RunBlock(config_, weights_.layers[i], static_cast<int64_t>(i), x, pass.rope, context);
+    const Trained trained = MakeTrained(gradient != nullptr);
+    const ModelWeights& weights = trained.weights;
+    const at::Tensor ids = at::tensor(batch.input_ids, at::kLong).to(device_);
+    // Embeddings that are trained get their gradient in a fixed order.
+    at::Tensor x = weights.embed_tokens.requires_grad() ? at::embedding(weights.embed_tokens, ids)
+                                                        : weights.embed_tokens.index_select(0, ids);
+    for (size_t i = 0; i < weights.layers.size(); ++i) {
+      Context context(config_, weights.layers[i], slots_[i], trained, pass);
+      x = RunBlock(config_, weights.layers[i], static_cast<int64_t>(i), x, pass.rope, context);
     }
-    const at::Tensor trained = x.index_select(0, at::tensor(plan.rows, at::kLong).to(device_));
-    const at::Tensor normed = RmsNorm(trained, weights_.final_norm, config_.rms_norm_eps);
+    const at::Tensor last = x.index_select(0, at::tensor(plan.rows, at::kLong).to(device_));
+    const at::Tensor normed = RmsNorm(last, weights.final_norm, config_.rms_norm_eps);
     const HeadLoss head = [&] {
       const c10::NoGradGuard no_grad;
-      return CrossEntropy(normed.detach(), weights_.lm_head, at::tensor(plan.targets, at::kLong).to(device_),
-                          grad_scale, gradient != nullptr);
+      return CrossEntropy(normed.detach(), weights.lm_head.detach(), at::tensor(plan.targets, at::kLong).to(device_),
+                          grad_scale, gradient != nullptr, weights.lm_head.requires_grad());
     }();
     sum.loss = head.loss;
-    if (gradient == nullptr || !normed.requires_grad()) return sum;
+    if (gradient == nullptr) return sum;
     x = at::Tensor();
-    normed.backward(head.hidden);
+    if (normed.requires_grad()) normed.backward(head.hidden);
     const c10::NoGradGuard no_grad;
-    for (const LayerLeaves& layer : leaves) {
-      for (const Leaves& module : layer) {
-        if (module.slot == nullptr) continue;
-        if (module.a.grad().defined()) adapter_.A(*module.slot, *gradient).copy_(module.a.grad());
-        if (module.b.grad().defined()) adapter_.B(*module.slot, *gradient).copy_(module.b.grad());
-      }
-    }
+    TakeGradients(trained, head.weight, *gradient);
     return sum;
   }
 
-  std::vector<LayerLeaves> MakeLeaves(bool trained) const {
-    std::vector<LayerLeaves> leaves(slots_.size());
-    for (size_t i = 0; i < slots_.size(); ++i) {
-      for (int p = 0; p < kProjections; ++p) {
-        const AdapterSlot* slot = slots_[i][p];
-        if (slot == nullptr) continue;
-        leaves[i][p] = {slot, adapter_.A(*slot, adapter_.flat()).detach().requires_grad_(trained),
-                        adapter_.B(*slot, adapter_.flat()).detach().requires_grad_(trained)};
-      }
+  void TakeGradients(const Trained& trained, const at::Tensor& head, at::Tensor& gradient) const {
+    const auto take = [](const at::Tensor& leaf, at::Tensor out) {
+      if (leaf.grad().defined()) out.copy_(leaf.grad());
+    };
+    for (const AdapterSlot& slot : adapter_.slots()) {
+      const Leaves& leaves = trained.modules[static_cast<size_t>(slot.index)];
+      take(leaves.a, adapter_.A(slot, gradient));
+      take(leaves.b, adapter_.B(slot, gradient));
+      if (leaves.magnitude.defined()) take(leaves.magnitude, adapter_.Magnitude(slot, gradient));
     }
-    return leaves;
+    for (size_t i = 0; i < trained.full.size(); ++i) {
+      at::Tensor out = adapter_.Full(adapter_.full()[i], gradient);
+      take(trained.full[i], out);
+      if (head.defined() && static_cast<int64_t>(i) == head_) out.add_(head);
+    }
+  }
+
+  Trained MakeTrained(bool wanted) const {
+    const auto leaf = [&](const at::Tensor& view) { return view.detach().requires_grad_(wanted); };
+    Trained trained{.weights = weights_};
+    for (const AdapterSlot& slot : adapter_.slots()) {
+      Leaves leaves{leaf(adapter_.A(slot, adapter_.flat())), leaf(adapter_.B(slot, adapter_.flat())), at::Tensor()};
+      if (slot.magnitude_offset >= 0) leaves.magnitude = leaf(adapter_.Magnitude(slot, adapter_.flat()));
+      trained.modules.push_back(std::move(leaves));
+    }
+    std::map<std::string, at::Tensor> full;
+    for (const FullSlot& slot : adapter_.full()) {
+      trained.full.push_back(leaf(adapter_.Full(slot, adapter_.flat())));
+      full[slot.name] = trained.full.back().to(options_.compute_dtype);
+    }
+    if (!full.empty()) PutInPlace(full, trained.weights);
+    for (const AdapterSlot* slot : parameters_) {
+      AdaptParameter(*slot, trained.modules[static_cast<size_t>(slot->index)], trained.weights);
+    }
+    return trained;
+  }
+
+  void PutInPlace(const std::map<std::string, at::Tensor>& full, ModelWeights& weights) const {
+    const auto put = [&](const std::string& name, at::Tensor& tensor) {
+      if (const auto found = full.find(name); found != full.end()) tensor = found->second;
+    };
+    VisitTensors(weights, [&](const TensorPlace& place) {
+      put(place.name, *place.tensor);
+      return absl::OkStatus();
+    }).IgnoreError();
+    put("lm_head.weight", weights.lm_head);
+    if (together_) weights.lm_head = weights.embed_tokens;
+  }
+
+  // Experts and routers as PEFT adapts them: W + scaling B A is what the layer runs on.
+  static void AdaptParameter(const AdapterSlot& slot, const Leaves& leaves, ModelWeights& weights) {
+    LayerWeights& layer = *LayerOf(weights, slot.name);
+    if (slot.experts == 0) {
+      layer.router = layer.router + at::mm(leaves.b, leaves.a) * slot.scaling;
+      return;
+    }
+    const at::Tensor deltas = ExpertDeltas(leaves.a, leaves.b, slot.experts, slot.scaling);
+    const bool down = absl::EndsWith(slot.name, ".down_proj");
+    AddToExperts(down ? at::Tensor() : deltas, down ? deltas : at::Tensor(), layer);
   }
 
   Pass MakePass(const MicroBatch& batch, const BatchPlan& plan, uint64_t dropout_key, double dropout) {
@@ -167,7 +234,10 @@ class AtenTrainingModel final : public TrainingModel {
   FlatAdapter adapter_;
   const c10::Device device_;
   internal::RopeTables tables_;
-  std::vector<std::array<const AdapterSlot*, kProjections>> slots_{};  // by layer; nullptr: not adapted
+  std::vector<LayerSlots> slots_{};             // by layer
+  std::vector<const AdapterSlot*> parameters_;  // experts and routers
+  bool together_ = false;                       // tied embeddings are trained as one
+  int64_t head_ = -1;                           // place of the output head in FlatAdapter::full(); -1: not trained
 };
 
 }  // namespace

@@ -1,8 +1,10 @@
 #include "model/training/lora_linear.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "model/lora_weights.h"
 #include "model/training/head_loss.h"
 
 namespace retort {
@@ -26,6 +28,7 @@ struct LoraLinearFunction : torch::autograd::Function<LoraLinearFunction> {
     context->save_for_backward({x, weight, a, b, mask, low});
     context->saved_data["scaling"] = scaling;
     context->saved_data["wants_x"] = x.requires_grad();
+    context->saved_data["wants_bias"] = bias.has_value() && bias->requires_grad();
     return y;
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
@@ -47,7 +50,10 @@ struct LoraLinearFunction : torch::autograd::Function<LoraLinearFunction> {
         dx.addmm_(d_low, a);
       }
     }
-    return {dx, at::Tensor(), at::Tensor(), da, db, at::Tensor(), at::Tensor()};
+    at::Tensor d_bias;
+    if (context->saved_data["wants_bias"].toBool())
+      d_bias = dy.sum(0, /*keepdim=*/false, at::kFloat).to(x.scalar_type());
+    return {dx, at::Tensor(), d_bias, da, db, at::Tensor(), at::Tensor()};
   }
 };
 
@@ -62,6 +68,23 @@ at::Tensor LoraLinear(const at::Tensor& x, const Linear& base, const at::Tensor&
   // The graph takes no undefined tensors.
   const auto given = [](const at::Tensor& tensor) { return tensor.defined() ? std::optional(tensor) : std::nullopt; };
   return LoraLinearFunction::apply(x, base.weight, given(base.bias), a, b, scaling, given(mask));
+}
+
+at::Tensor DoraLinear(const at::Tensor& x, const Linear& base, const at::Tensor& a, const at::Tensor& b,
+                      const at::Tensor& magnitude, double scaling, const at::Tensor& mask) {
+  const c10::ScalarType dtype = x.scalar_type();
+  at::Tensor norms;
+  {
+    const c10::NoGradGuard no_grad;
+    norms = RowNorms(base.weight.to(at::kFloat).add(at::mm(b, a), scaling));
+  }
+  const at::Tensor factor = (magnitude / norms).to(dtype).unsqueeze(0);
+  const at::Tensor dropped = Dropped(x, mask);
+  const at::Tensor low = at::mm(at::mm(dropped, a.to(dtype).t()), b.to(dtype).t()) * scaling;
+  const at::Tensor plain = at::mm(dropped, base.weight.t());
+  if (mask.defined()) return FrozenLinear(x, base) + (factor - 1.0) * plain + factor * low;
+  const at::Tensor y = factor * (plain + low);
+  return base.bias.defined() ? y + base.bias : y;
 }
 
 }  // namespace retort

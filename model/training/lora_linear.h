@@ -9,11 +9,17 @@ namespace retort {
 
 // y = W x + b + scaling * B A (mask * x). x [tokens, in] of the compute dtype; `a` [r, in], `b` [out, r], f32 leaves
 // whose gradients are computed in f32; `mask` [tokens, in] f32 of a dropout, or undefined. Keeps x and A x for the
-// backward pass; the frozen weight gets no gradient.
+// backward pass; the frozen weight gets no gradient, the bias does where it wants one.
 at::Tensor LoraLinear(const at::Tensor& x, const Linear& base, const at::Tensor& a, const at::Tensor& b, double scaling,
                       const at::Tensor& mask);
 
-// y = W x + b where only x may need a gradient.
+// DoRA (Liu et al. 2024, arXiv:2402.09353): y = m / |W + scaling * B A| * (W x + scaling * B A x) + b with the norm of
+// each row, through which no gradient goes. `magnitude` [out], f32. With a mask, as PEFT: what the magnitude changes is
+// computed from the masked x, W x + b itself from x.
+at::Tensor DoraLinear(const at::Tensor& x, const Linear& base, const at::Tensor& a, const at::Tensor& b,
+                      const at::Tensor& magnitude, double scaling, const at::Tensor& mask);
+
+// y = W x + b, differentiable in each of them that wants a gradient.
 at::Tensor FrozenLinear(const at::Tensor& x, const Linear& base);
 
 }  // namespace retort

@@ -83,7 +83,7 @@ LoraAdapter Adapter(std::mt19937& random, const ModelConfig& config, int64_t ran
                     const std::vector<std::string>& targets) {
   LoraAdapter adapter;
   adapter.config = {.r = rank, .lora_alpha = 2.5 * static_cast<double>(rank), .target_modules = targets};
-  for (const LinearModule& module : LinearModules(config)) {
+  for (const LoraModule& module : LinearModules(config)) {
     for (const std::string& target : targets) {
       if (!module.name.ends_with(target)) continue;
       adapter.modules[module.name] = {Matrix(random, rank, module.in_features),

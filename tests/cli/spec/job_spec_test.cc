@@ -186,8 +186,9 @@ const BadCase kBad[] = {
      "job.yaml:6:3: student.learning_rate: unknown key; did you mean \"student.training.learning_rate\"?\n"},
     {"UnknownKeyNothingNear", DatasetJob("  lora: {zzzzzz: 1}\n"),
      "job.yaml:5:10: student.lora.zzzzzz: unknown key; valid keys here: r, lora_alpha, lora_dropout, target_modules, "
-     "bias, "
-     "use_rslora, use_dora\n"},
+     "exclude_modules, use_rslora, use_dora, bias, rank_pattern, alpha_pattern, layers_to_transform, layers_pattern, "
+     "modules_to_save, init_lora_weights, ensure_weight_tying, target_parameters, fan_in_fan_out, lora_bias, "
+     "use_qalora\n"},
     {"WrongTypeReal", DatasetJob("  lora: {}\n  training: {learning_rate: fast}\n"),
      "job.yaml:6:29: student.training.learning_rate: got the string \"fast\", wants a number >= 0\n"},
     {"WrongTypeQuotedNumber", DatasetJob("  lora: {r: \"8\"}\n"),
@@ -198,8 +199,9 @@ const BadCase kBad[] = {
      "job.yaml:6:23: student.training.shuffle: got the string \"yes\", wants true or false\n"},
     {"WrongTypeMap", DatasetJob("  lora: 16\n"),
      "job.yaml:5:9: student.lora: got a single value, wants a map with r, lora_alpha, lora_dropout, target_modules, "
-     "bias, "
-     "use_rslora, use_dora\n"},
+     "exclude_modules, use_rslora, use_dora, bias, rank_pattern, alpha_pattern, layers_to_transform, layers_pattern, "
+     "modules_to_save, init_lora_weights, ensure_weight_tying, target_parameters, fan_in_fan_out, lora_bias, "
+     "use_qalora\n"},
     {"WrongTypeList", "name: d\ndataset: t.jsonl\nstudent: {model_name_or_path: m, lora: {}}\n",
      "job.yaml:2:10: dataset: got the string \"t.jsonl\", wants a list of maps\n"},
     {"WrongTypeElement", "name: d\ndataset: [t.jsonl]\nstudent: {model_name_or_path: m, lora: {}}\n",
