@@ -1,7 +1,14 @@
 #include "cli/command.h"
 
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "common/process.h"
 
 namespace retort::cli {
 
@@ -18,6 +25,18 @@ int Fail(const absl::Status& status) {
 }
 
 int FailUsage(absl::string_view message) { return Fail(absl::InvalidArgumentError(message)); }
+
+int BecomeProgram(const std::string& program, std::string verb, std::vector<std::string> flags) {
+  const auto folder = ProgramFolder();
+  if (!folder.ok()) return Fail(folder.status());
+  std::string path = absl::StrCat(*folder, "/", program);
+  std::vector<char*> arguments = {path.data(), verb.data()};
+  for (std::string& flag : flags) arguments.push_back(flag.data());
+  arguments.push_back(nullptr);
+  execv(path.c_str(), arguments.data());
+  std::fprintf(stderr, "distctl: cannot run %s: %s; it belongs beside distctl\n", path.c_str(), std::strerror(errno));
+  return kExitFailed;
+}
 
 void PrintJson(const nlohmann::json& document) {
   const std::string text = document.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);

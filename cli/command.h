@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -57,6 +58,9 @@ CLI::App* AddVerb(CLI::App* app, Context* context, const std::string& name, cons
 // kExitFailed.
 int Fail(const absl::Status& status);
 int FailUsage(absl::string_view message);
+
+// Replaces this process by `<program's folder>/<program> <verb> <flags>`; returns an exit code only when that fails.
+int BecomeProgram(const std::string& program, std::string verb, std::vector<std::string> flags);
 
 // One JSON document and a newline to stdout.
 void PrintJson(const nlohmann::json& document);

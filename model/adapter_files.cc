@@ -134,7 +134,8 @@ absl::Status ReadTensor(const SafetensorsFile& file, const std::string& path, co
   });
 }
 
-// What is missing. Modules that only a pattern asks for may be absent as a whole.
+// What is missing. Modules may be absent as a whole where only a pattern asks for them, or where other layers have
+// theirs: PEFT leaves such a module as it is.
 absl::Status CheckComplete(const std::string& path, const std::map<std::string, Place>& places,
                            const std::set<std::string>& found, bool targets_in_tensors, const LoraAdapter& adapter) {
   for (const auto& [tensor, place] : places) {
@@ -149,7 +150,10 @@ absl::Status CheckComplete(const std::string& path, const std::map<std::string, 
                                                          : "lora_magnitude_vector";
       return absl::InvalidArgumentError(absl::StrCat(path, ": module \"", place.name, "\" lacks ", part));
     }
-    if (targets_in_tensors) continue;
+    const auto leaf = [](const std::string& name) { return name.substr(name.rfind('.') + 1); };
+    const bool elsewhere = std::any_of(adapter.modules.begin(), adapter.modules.end(),
+                                       [&](const auto& entry) { return leaf(entry.first) == leaf(place.name); });
+    if (targets_in_tensors || elsewhere) continue;
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": has no tensors of module \"", place.name, "\", which target_modules names"));
   }

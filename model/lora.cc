@@ -83,7 +83,7 @@ Principal PrincipalPart(const at::Tensor& weight, int64_t rank, std::optional<in
 LoraPair PissaPair(const at::Tensor& weight, int64_t rank, double scaling, std::optional<int64_t> iterations,
                    uint64_t key) {
   const Principal principal = PrincipalPart(weight.to(at::kFloat), rank, iterations, key);
-  const at::Tensor root = at::diag((principal.s / scaling).sqrt());
+  const at::Tensor root = at::diag(principal.s.div(scaling).sqrt());
   return {.a = at::matmul(root, principal.vh).to(at::kCPU).contiguous(),
           .b = at::matmul(principal.u, root).to(at::kCPU).contiguous()};
 }

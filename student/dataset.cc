@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 
@@ -45,11 +46,23 @@ absl::Span<const int32_t> Dataset::Slice(const at::Tensor& tensor, int64_t sampl
           static_cast<size_t>(offsets_[sample + 1] - offsets_[sample])};
 }
 
+std::vector<int64_t> Dataset::sequence_starts(int64_t sample) const {
+  RETORT_CHECK(sample >= 0 && sample < size());
+  const int64_t begin = offsets_[sample];
+  std::vector<int64_t> starts;
+  for (auto start = std::lower_bound(sequences_.begin(), sequences_.end(), begin);
+       start != sequences_.end() && *start < offsets_[sample + 1]; ++start) {
+    starts.push_back(*start - begin);
+  }
+  return starts;
+}
+
 std::string Dataset::Digest() const {
   Sha256 hash;
   hash.UpdateField(Bytes(input_ids_));
   hash.UpdateField(Bytes(labels_));
   for (const int64_t offset : offsets_) hash.UpdateU64(static_cast<uint64_t>(offset));
+  for (const int64_t start : sequences_) hash.UpdateU64(static_cast<uint64_t>(start));
   for (const int64_t count : trained_tokens_) hash.UpdateU64(static_cast<uint64_t>(count));
   return ToHex(hash.Finish());
 }
@@ -59,6 +72,7 @@ absl::Status Dataset::SaveTo(const std::string& path) const {
                           {{"input_ids", input_ids_},
                            {"labels", labels_},
                            {"offsets", CopyToTensor(offsets_)},
+                           {"sequences", CopyToTensor(sequences_)},
                            {"trained_tokens", CopyToTensor(trained_tokens_)}},
                           {{"sha256", Digest()},
                            {"over_long", absl::StrCat(counts_.over_long)},
@@ -72,7 +86,9 @@ absl::StatusOr<Dataset> Dataset::LoadFrom(const std::string& path) {
   ASSIGN_OR_RETURN(dataset.labels_, file.Get("labels"));
   ASSIGN_OR_RETURN(const at::Tensor offsets, file.Get("offsets"));
   ASSIGN_OR_RETURN(const at::Tensor trained_tokens, file.Get("trained_tokens"));
+  ASSIGN_OR_RETURN(const at::Tensor sequences, file.Get("sequences"));
   ASSIGN_OR_RETURN(dataset.offsets_, CopyToVector(offsets));
+  ASSIGN_OR_RETURN(dataset.sequences_, CopyToVector(sequences));
   ASSIGN_OR_RETURN(dataset.trained_tokens_, CopyToVector(trained_tokens));
   dataset.counts_.kept = static_cast<int64_t>(dataset.trained_tokens_.size());
   const auto& metadata = file.metadata();
@@ -94,12 +110,18 @@ void DatasetBuilder::Add(const TrainingExample& example) {
     ++dataset_.counts_.over_long;
     return;
   }
+  std::vector<int32_t> starts = example.sample_starts;
+  if (starts.empty()) starts.push_back(0);
   int64_t trained = 0;
-  for (size_t i = 1; i < example.labels.size(); ++i) trained += example.labels[i] != kIgnoreLabel;
+  for (const int32_t label : example.labels) trained += label != kIgnoreLabel;
+  for (const int32_t start : starts) {
+    if (!example.labels.empty()) trained -= example.labels[static_cast<size_t>(start)] != kIgnoreLabel;
+  }
   if (trained == 0) {
     ++dataset_.counts_.nothing_to_train;
     return;
   }
+  for (const int32_t start : starts) dataset_.sequences_.push_back(static_cast<int64_t>(input_ids_.size()) + start);
   input_ids_.insert(input_ids_.end(), example.input_ids.begin(), example.input_ids.end());
   labels_.insert(labels_.end(), example.labels.begin(), example.labels.end());
   dataset_.offsets_.push_back(static_cast<int64_t>(input_ids_.size()));

@@ -38,7 +38,9 @@ class Dataset {
   const DatasetCounts& counts() const { return counts_; }
   absl::Span<const int32_t> input_ids(int64_t sample) const { return Slice(input_ids_, sample); }
   absl::Span<const int32_t> labels(int64_t sample) const { return Slice(labels_, sample); }
-  // Labels that count: not ignored, and not a sample's first, which nothing predicts.
+  // Where the sequences begin that the row holds, in its tokens: ascending, the first 0. None sees another.
+  std::vector<int64_t> sequence_starts(int64_t sample) const;
+  // Labels that count: not ignored, and not a sequence's first, which nothing predicts.
   int64_t trained_tokens(int64_t sample) const { return trained_tokens_[sample]; }
 
   // Errors: kDataLoss (not what SaveTo wrote).
@@ -53,6 +55,7 @@ class Dataset {
   at::Tensor input_ids_;             // [tokens], i32
   at::Tensor labels_;                // [tokens], i32
   std::vector<int64_t> offsets_{0};  // [samples + 1]
+  std::vector<int64_t> sequences_;   // where each sequence of all rows begins, in tokens
   std::vector<int64_t> trained_tokens_;
   DatasetCounts counts_;
 };

@@ -24,7 +24,7 @@ namespace retort {
 namespace {
 
 // Part of a cache file's name: raise it when the same rows would be tokenized differently.
-constexpr absl::string_view kTokenizationVersion = "retort tokenized rows 2";
+constexpr absl::string_view kTokenizationVersion = "retort tokenized rows 3";
 constexpr size_t kRowsAtOnce = 4096;
 
 struct Row {

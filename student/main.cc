@@ -1,4 +1,5 @@
-// retort-student: one rank of a training, the export at a job's end, and the conversion of models.
+// retort-student: one rank of a training, the export at a job's end, and without a job the conversion of models and the
+// merging of adapters.
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "common/rpc/task_client.h"
@@ -6,11 +7,13 @@
 #include "model/torch_status.h"
 #include "student/convert_command.h"
 #include "student/export_task.h"
+#include "student/merge_command.h"
 #include "student/train_task.h"
 
 int main(int argc, char** argv) {
-  // Needs no GPU, and leaves it alone.
+  // Need no GPU, and leave it alone.
   if (argc > 1 && absl::string_view(argv[1]) == "convert") return retort::ConvertCommand(argc - 1, argv + 1);
+  if (argc > 1 && absl::string_view(argv[1]) == "merge") return retort::MergeCommand(argc - 1, argv + 1);
   retort::OpenCudaIfPresent();
   return retort::RunTask(
       argc, argv, "student", [](retort::TaskContext& context) -> absl::StatusOr<retort::v1::TaskResult> {

@@ -80,13 +80,10 @@ absl::StatusOr<LoraConfig> ConfigOf(const v1::StudentSpec& student) {
   return lora;
 }
 
-std::string Describe(const std::vector<LoraModule>& modules, const LoraConfig& config) {
-  std::vector<std::string> words;
-  for (const LoraModule& module : modules) {
-    words.push_back(absl::StrCat(module.name, " of rank ", RankOf(config, module.name), " scaled by ",
-                                 ScalingOf(config, module.name)));
-  }
-  return absl::StrJoin(words, ", ");
+std::string NamesOf(const LoraConfig& config) {
+  std::vector<std::string> names = config.target_modules;
+  names.insert(names.end(), config.target_parameters.begin(), config.target_parameters.end());
+  return absl::StrJoin(names, ", ");
 }
 
 // The adapter is taken as it is: what the job says of a new one may not contradict it.
@@ -108,9 +105,22 @@ absl::Status CheckSameLora(const v1::StudentSpec& student, const LoraConfig& loa
   if (wanted.use_dora != loaded.use_dora) return differs("use_dora", wanted.use_dora, loaded.use_dora);
   if (wanted.bias != loaded.bias) return differs("bias", BiasName(wanted.bias), BiasName(loaded.bias));
   RETURN_IF_ERROR(WithContext(ResolveTargets(config, wanted), "student.lora"));
-  const std::string asked = Describe(SelectedModules(config, wanted), wanted);
-  const std::string found = Describe(SelectedModules(config, loaded), loaded);
-  if (asked != found) return differs("target_modules", asked, found);
+  const std::vector<LoraModule> asked = SelectedModules(config, wanted);
+  const std::vector<LoraModule> found = SelectedModules(config, loaded);
+  const auto same_name = [](const LoraModule& a, const LoraModule& b) { return a.name == b.name; };
+  if (!std::equal(asked.begin(), asked.end(), found.begin(), found.end(), same_name)) {
+    return differs("target_modules", NamesOf(wanted), NamesOf(loaded));
+  }
+  for (const LoraModule& module : asked) {
+    const int64_t ranks[] = {RankOf(wanted, module.name), RankOf(loaded, module.name)};
+    const double scalings[] = {ScalingOf(wanted, module.name), ScalingOf(loaded, module.name)};
+    if (ranks[0] != ranks[1]) {
+      return differs("rank_pattern", absl::StrCat(ranks[0], " for ", module.name), ranks[1]);
+    }
+    if (scalings[0] != scalings[1]) {
+      return differs("alpha_pattern", absl::StrCat("scaling ", scalings[0], " for ", module.name), scalings[1]);
+    }
+  }
   if (FullTensors(config, wanted) != FullTensors(config, loaded)) {
     return differs("modules_to_save", absl::StrJoin(wanted.modules_to_save, ", "),
                    absl::StrJoin(loaded.modules_to_save, ", "));

@@ -125,6 +125,10 @@ MicroBatch Trainer::Collect(const Dataset& dataset, absl::Span<const int64_t> sa
   for (const int64_t sample : samples) {
     const auto ids = dataset.input_ids(sample);
     const auto labels = dataset.labels(sample);
+    const auto begin = static_cast<int64_t>(batch.input_ids.size());
+    for (const int64_t start : dataset.sequence_starts(sample)) {
+      if (start > 0) batch.sequence_offsets.push_back(begin + start);
+    }
     batch.input_ids.insert(batch.input_ids.end(), ids.begin(), ids.end());
     batch.labels.insert(batch.labels.end(), labels.begin(), labels.end());
     batch.sequence_offsets.push_back(static_cast<int64_t>(batch.input_ids.size()));

@@ -16,11 +16,31 @@ namespace {
 struct Arguments {
   std::string job;
   std::string output;
+  std::string model;
+  std::string adapter;
+  std::string dtype;
+  bool merged = false;
   std::string what = "all";
   bool overwrite = false;
 };
 
+// retort-student has the torch that distctl does not.
+int Merge(const Arguments& arguments) {
+  if (arguments.model.empty() || arguments.adapter.empty() || !arguments.job.empty()) {
+    return FailUsage("--merged wants --model DIR and --adapter DIR, and no job: it merges folders");
+  }
+  std::vector<std::string> flags = {"--model",         arguments.model, "--adapter",
+                                    arguments.adapter, "--output",      arguments.output};
+  if (!arguments.dtype.empty()) flags.insert(flags.end(), {"--dtype", arguments.dtype});
+  return BecomeProgram("retort-student", "merge", std::move(flags));
+}
+
 int Export(const Globals& globals, const Arguments& arguments) {
+  if (arguments.merged) return Merge(arguments);
+  if (arguments.job.empty()) return FailUsage("which job? Or, to merge folders: --merged --model DIR --adapter DIR");
+  if (!arguments.model.empty() || !arguments.adapter.empty() || !arguments.dtype.empty()) {
+    return FailUsage("--model, --adapter and --dtype go with --merged, which takes no job");
+  }
   const auto client = Connect(globals);
   if (!client.ok()) return Fail(client.status());
   const auto job = GetJob(*client, arguments.job);
@@ -63,10 +83,18 @@ int Export(const Globals& globals, const Arguments& arguments) {
 }  // namespace
 
 void AddExport(CLI::App* app, Context* context) {
-  CLI::App* verb = AddVerb(app, context, "export", "Fetch a job's adapter and merged model into a folder");
+  CLI::App* verb = AddVerb(app, context, "export",
+                           "Fetch a job's adapter and merged model into a folder, or merge an adapter into its base");
   auto arguments = std::make_shared<Arguments>();
-  verb->add_option("JOB", arguments->job, "Job id, the beginning of one, or a job's name (its newest)")->required();
-  verb->add_option("--output", arguments->output, "Folder; adapter/ and merged/ are made in it")->required();
+  verb->add_option("JOB", arguments->job, "Job id, the beginning of one, or a job's name (its newest)");
+  verb->add_option("--output", arguments->output,
+                   "Folder; adapter/ and merged/ are made in it. With --merged: the folder to make")
+      ->required();
+  verb->add_flag("--merged", arguments->merged, "Not of a job: merge --adapter into --model");
+  verb->add_option("--model", arguments->model, "With --merged: Hugging Face folder of the base");
+  verb->add_option("--adapter", arguments->adapter, "With --merged: PEFT folder");
+  verb->add_option("--dtype", arguments->dtype, "With --merged: float32, bfloat16 or float16 (default: the base's)")
+      ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
   verb->add_option("--what", arguments->what, "adapter, merged or all (default all)")
       ->check(CLI::IsMember({"adapter", "merged", "all"}));
   verb->add_flag("--overwrite", arguments->overwrite, "Replace what is there");

@@ -1,7 +1,9 @@
 #include "model/lora.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/allclose.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/linalg_svd.h>
 #include <ATen/ops/matmul.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -49,7 +51,7 @@ std::string GoldenFolder() {
 
 at::Tensor Delta(const LoraAdapter& adapter, const std::string& module) {
   const LoraPair& pair = adapter.modules.at(module);
-  return at::matmul(pair.b, pair.a).mul(adapter.config.lora_alpha / static_cast<double>(adapter.config.r));
+  return at::matmul(pair.b, pair.a).mul(ScalingOf(adapter.config, module));
 }
 
 TEST(LoraTest, ListsLinearModulesInTheModelsOrder) {
@@ -62,17 +64,114 @@ TEST(LoraTest, ListsLinearModulesInTheModelsOrder) {
   EXPECT_EQ(modules[13].in_features, 12);
 }
 
+// The names that the config comes to.
+std::vector<std::string> Resolved(LoraConfig config, const ModelConfig& model = Tiny()) {
+  const absl::Status status = ResolveTargets(model, config);
+  EXPECT_TRUE(status.ok()) << status;
+  std::vector<std::string> names = config.target_modules;
+  names.insert(names.end(), config.target_parameters.begin(), config.target_parameters.end());
+  return names;
+}
+
 TEST(LoraTest, ResolvesTargets) {
-  EXPECT_THAT(*ResolveTargetModules(Tiny(), {"all-linear"}),
+  EXPECT_THAT(Resolved({.target_modules = {"all-linear"}}),
               ElementsAre("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"));
-  EXPECT_THAT(*ResolveTargetModules(Tiny(), {"v_proj", "mlp.up_proj", "q_proj", "v_proj"}),
-              ElementsAre("mlp.up_proj", "q_proj", "v_proj"));
+  EXPECT_THAT(Resolved({.target_modules = {"v_proj", "mlp.up_proj", "q_proj", "v_proj"}}),
+              ElementsAre("q_proj", "up_proj", "v_proj"));
   for (const char* bad : {"lm_head", "proj", "", "q_proj|v_proj", "model.layers.2.mlp.up_proj"}) {
-    const auto status = ResolveTargetModules(Tiny(), {"q_proj", std::string(bad)}).status();
+    LoraConfig config{.target_modules = {"q_proj", bad}};
+    const auto status = ResolveTargets(Tiny(), config);
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << bad;
     EXPECT_THAT(std::string(status.message()), HasSubstr("self_attn.q_proj"));
+    config = {.target_modules = {"q_proj", bad}};
+    EXPECT_TRUE(ResolveTargets(Tiny(), config, /*strict=*/false).ok()) << bad;
   }
-  EXPECT_FALSE(ResolveTargetModules(Tiny(), {}).ok());
+  LoraConfig none;
+  EXPECT_FALSE(ResolveTargets(Tiny(), none).ok());
+}
+
+TEST(LoraTest, ChoosesModulesAsPeft) {
+  EXPECT_THAT(Resolved({.target_pattern = R"(.*\.1\.self_attn\.[qk]_proj)"}),
+              ElementsAre("model.layers.1.self_attn.k_proj", "model.layers.1.self_attn.q_proj"));
+  EXPECT_THAT(Resolved({.target_pattern = R"(^(?!.*mlp).*[ov]_proj$)"}), ElementsAre("o_proj", "v_proj"));
+  EXPECT_THAT(Resolved({.target_modules = {"q_proj", "up_proj"}, .layers_to_transform = {1}}),
+              ElementsAre("model.layers.1.mlp.up_proj", "model.layers.1.self_attn.q_proj"));
+  EXPECT_THAT(Resolved({.target_modules = {"q_proj"}, .layers_to_transform = {0}, .layers_pattern = {"layers"}}),
+              ElementsAre("model.layers.0.self_attn.q_proj"));
+  LoraConfig nowhere{.target_modules = {"q_proj"}, .layers_to_transform = {0}, .layers_pattern = {"h"}};
+  EXPECT_FALSE(ResolveTargets(Tiny(), nowhere).ok());
+  EXPECT_THAT(Resolved({.target_modules = {"all-linear"}, .exclude_modules = {"mlp.down_proj", "o_proj"}}),
+              ElementsAre("gate_proj", "k_proj", "q_proj", "up_proj", "v_proj"));
+  EXPECT_THAT(Resolved({.target_modules = {"q_proj"}, .exclude_pattern = R"(.*\.0\..*)"}),
+              ElementsAre("model.layers.1.self_attn.q_proj"));
+  EXPECT_THAT(Resolved({.target_modules = {"q_proj", "o_proj"}, .modules_to_save = {"o_proj"}}), ElementsAre("q_proj"));
+  LoraConfig broken{.target_pattern = "(q_proj"};
+  EXPECT_THAT(std::string(ResolveTargets(Tiny(), broken).message()), HasSubstr("regular expression"));
+}
+
+TEST(LoraTest, RanksAndScalingsByPattern) {
+  const LoraConfig config{.r = 4,
+                          .lora_alpha = 8,
+                          .rank_pattern = {{"down_proj", 2}, {R"(self_attn\.q_proj)", 6}, {".*_proj", 9}},
+                          .alpha_pattern = {{"layers.1.mlp.down_proj", 5}}};
+  EXPECT_EQ(RankOf(config, "model.layers.0.mlp.down_proj"), 2);
+  EXPECT_EQ(RankOf(config, "model.layers.0.self_attn.q_proj"), 6);
+  EXPECT_EQ(RankOf(config, "model.layers.0.self_attn.k_proj"), 9);
+  EXPECT_EQ(ScalingOf(config, "model.layers.0.mlp.down_proj"), 4.0);
+  EXPECT_EQ(ScalingOf(config, "model.layers.1.mlp.down_proj"), 2.5);
+  LoraConfig stabilised = config;
+  stabilised.use_rslora = true;
+  EXPECT_DOUBLE_EQ(ScalingOf(stabilised, "model.layers.1.mlp.down_proj"), 5.0 / std::sqrt(2.0));
+}
+
+ModelConfig TinyExperts() {
+  ModelConfig config = Tiny();
+  config.model_type = "deepseek_v3";
+  config.moe = MoeConfig{.num_experts = 4,
+                         .experts_per_token = 2,
+                         .intermediate_size = 6,
+                         .shared_intermediate_size = 6,
+                         .first_dense_layers = 1};
+  return config;
+}
+
+TEST(LoraTest, NamesOfDeepSeeksExpertsMeanTheirStackedParameters) {
+  EXPECT_THAT(Resolved({.target_modules = {"all-linear"}}, TinyExperts()),
+              ElementsAre("k_proj", "o_proj", "q_proj", "v_proj", "down_proj", "gate.weight", "gate_up_proj"));
+  LoraConfig config{.r = 3, .lora_alpha = 5, .target_modules = {"q_proj", "gate_proj", "up_proj"}};
+  ASSERT_TRUE(ResolveTargets(TinyExperts(), config).ok());
+  EXPECT_EQ(RankOf(config, "model.layers.1.mlp.experts.gate_up_proj"), 6);
+  EXPECT_EQ(ScalingOf(config, "model.layers.1.mlp.experts.gate_up_proj"), 5.0 / 3.0);
+  LoraConfig half{.target_modules = {"q_proj", "gate_proj"}};
+  EXPECT_THAT(std::string(ResolveTargets(TinyExperts(), half).message()), HasSubstr("up_proj"));
+  LoraConfig dora{.target_modules = {"down_proj"}, .use_dora = true};
+  EXPECT_THAT(std::string(ResolveTargets(TinyExperts(), dora).message()), HasSubstr("use_dora"));
+}
+
+TEST(LoraTest, WhatIsTrainedWhole) {
+  ModelConfig model = Tiny();
+  model.qkv_bias = true;
+  const auto names = [&](LoraConfig config) {
+    EXPECT_TRUE(ResolveTargets(model, config).ok());
+    std::vector<std::string> all;
+    for (const auto& [name, shape] : FullTensors(model, config)) all.push_back(name);
+    return all;
+  };
+  EXPECT_THAT(names({.target_modules = {"q_proj"}, .bias = LoraBias::kLoraOnly}),
+              ElementsAre("model.layers.0.self_attn.q_proj.bias", "model.layers.1.self_attn.q_proj.bias"));
+  EXPECT_EQ(names({.target_modules = {"q_proj"}, .bias = LoraBias::kAll}).size(), 6u);
+  EXPECT_THAT(names({.target_modules = {"q_proj"}, .modules_to_save = {"lm_head", "embed_tokens", "model.norm"}}),
+              ElementsAre("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"));
+  EXPECT_THAT(names({.target_modules = {"q_proj"}, .modules_to_save = {"0.self_attn.v_proj"}}),
+              ElementsAre("model.layers.0.self_attn.v_proj.weight", "model.layers.0.self_attn.v_proj.bias"));
+  model.tie_word_embeddings = true;
+  EXPECT_THAT(names({.target_modules = {"q_proj"}, .modules_to_save = {"lm_head"}}), ElementsAre("lm_head.weight"));
+  EXPECT_THAT(names({.target_modules = {"q_proj"}, .modules_to_save = {"lm_head"}, .ensure_weight_tying = true}),
+              ElementsAre("model.embed_tokens.weight"));
+  LoraConfig unknown{.target_modules = {"q_proj"}, .modules_to_save = {"classifier"}};
+  EXPECT_EQ(ResolveTargets(model, unknown).code(), absl::StatusCode::kInvalidArgument);
+  LoraConfig experts{.target_modules = {"q_proj"}, .modules_to_save = {"mlp"}};
+  EXPECT_EQ(ResolveTargets(TinyExperts(), experts).code(), absl::StatusCode::kUnimplemented);
 }
 
 TEST(LoraTest, InitDependsOnSeedAndModuleAlone) {
@@ -101,6 +200,58 @@ TEST(LoraTest, InitDependsOnSeedAndModuleAlone) {
   LoraConfig zero = Rank3();
   zero.r = 0;
   EXPECT_EQ(InitLora(Tiny(), zero, 1).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(LoraTest, OtherBeginnings) {
+  const ModelWeights weights = RandomWeights(Tiny(), at::kFloat, at::kCPU, 5);
+  const std::string q0 = "model.layers.0.self_attn.q_proj";
+  LoraConfig config = Rank3();
+  config.init_lora_weights = "gaussian";
+  const at::Tensor normal = InitLora(Tiny(), config, 42)->modules.at("model.layers.0.mlp.down_proj").a;
+  EXPECT_NEAR(normal.std().item<double>(), 1.0 / 3.0, 0.1);
+  config.init_lora_weights = "false";
+  EXPECT_GT(InitLora(Tiny(), config, 42)->modules.at(q0).b.abs().max().item<float>(), 0.1F);
+  for (const char* init : {"pissa", "pissa_niter_16"}) {
+    config.init_lora_weights = init;
+    EXPECT_FALSE(InitLora(Tiny(), config, 42).ok()) << "needs the weights";
+    const auto adapter = InitLora(Tiny(), config, 42, &weights);
+    ASSERT_TRUE(adapter.ok()) << adapter.status();
+    const at::Tensor& weight = weights.layers[0][kQ].weight;
+    const auto [u, s, vh] = at::linalg_svd(weight, false);
+    const at::Tensor principal = at::matmul(u.narrow(1, 0, 3) * s.narrow(0, 0, 3).unsqueeze(0), vh.narrow(0, 0, 3));
+    EXPECT_LT((Delta(*adapter, q0) - principal).norm().item<double>(), 1e-2 * principal.norm().item<double>()) << init;
+    // Nothing is trained yet: merged, it is the base.
+    ModelWeights merged = weights;
+    ASSERT_TRUE(MergeAdapter(*adapter, merged).ok());
+    EXPECT_TRUE(at::allclose(merged.layers[0][kQ].weight, weight, 1e-5, 1e-6));
+  }
+  config.init_lora_weights = "olora";
+  EXPECT_EQ(InitLora(Tiny(), config, 42, &weights).status().code(), absl::StatusCode::kUnimplemented);
+  config = Rank3();
+  config.use_dora = true;
+  const auto dora = InitLora(Tiny(), config, 42, &weights);
+  ASSERT_TRUE(dora.ok()) << dora.status();
+  EXPECT_TRUE(at::allclose(dora->modules.at(q0).magnitude, weights.layers[0][kQ].weight.norm(2, {1}), 1e-5, 1e-6));
+}
+
+// A folder that PEFT has saved while its base was the residual: the principal part is found again.
+TEST(LoraTest, APissaFolderMeansTheBaseWithoutItsPrincipalPart) {
+  const ModelWeights weights = RandomWeights(Tiny(), at::kFloat, at::kCPU, 5);
+  LoraConfig config = Rank3();
+  config.init_lora_weights = "pissa";
+  LoraAdapter adapter = InitLora(Tiny(), config, 42, &weights).value();
+  ModelWeights expected = weights;
+  for (auto& [name, pair] : adapter.modules) pair.b.mul_(1.5);
+  ASSERT_TRUE(MergeAdapter(adapter, expected).ok());
+  for (auto& [name, pair] : adapter.modules) pair = {.a = pair.a, .b = pair.b};
+  adapter.config.init_lora_weights = "pissa";
+  TemporaryFolder folder;
+  ASSERT_TRUE(SaveAdapter(adapter, folder.path()).ok());
+  const auto loaded = LoadAdapter(folder.path(), Tiny());
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  ModelWeights merged = weights;
+  ASSERT_TRUE(MergeAdapter(*loaded, merged).ok());
+  EXPECT_TRUE(at::allclose(merged.layers[1][kUp].weight, expected.layers[1][kUp].weight, 1e-4, 1e-5));
 }
 
 TEST(LoraTest, ReadsAndWritesWhatPeftWrites) {
@@ -161,14 +312,15 @@ class LoadAdapterTest : public testing::Test {
 
 TEST_F(LoadAdapterTest, TheTensorsDecideWhichModulesThereAre) {
   for (const nlohmann::json& targets :
-       {nlohmann::json("all-linear"), nlohmann::json(".*(q|down)_proj"), nlohmann::json()}) {
+       {nlohmann::json("all-linear"), nlohmann::json(".*(q|down|up)_proj"), nlohmann::json()}) {
     const auto adapter = Load({{"target_modules", targets}});
     ASSERT_TRUE(adapter.ok()) << adapter.status();
     EXPECT_THAT(adapter->config.target_modules, ElementsAre("down_proj", "q_proj"));
   }
   EXPECT_THAT(std::string(Load({{"target_modules", {"q_proj"}}}).status().message()), HasSubstr("does not name"));
   EXPECT_THAT(std::string(Load({{"target_modules", {"q_proj", "down_proj", "k_proj"}}}).status().message()),
-              HasSubstr("\"k_proj\""));
+              HasSubstr("self_attn.k_proj"));
+  EXPECT_TRUE(Load({{"target_modules", {"q_proj", "down_proj", "qkv_proj"}}}).ok()) << "as for PEFT, names of others";
 }
 
 TEST_F(LoadAdapterTest, PartOfTheLayersKeepsWholeNames) {
@@ -183,10 +335,10 @@ TEST_F(LoadAdapterTest, PartOfTheLayersKeepsWholeNames) {
                           "model.layers.1.self_attn.q_proj"));
 }
 
-TEST_F(LoadAdapterTest, RankStabilisedScalingIsTheSameAdapterWithAnotherAlpha) {
+TEST_F(LoadAdapterTest, RankStabilisedScaling) {
   const auto adapter = Load({{"use_rslora", true}});
   ASSERT_TRUE(adapter.ok()) << adapter.status();
-  EXPECT_NEAR(adapter->config.lora_alpha / 3.0, 7.0 / std::sqrt(3.0), 1e-12);
+  EXPECT_NEAR(ScalingOf(adapter->config, "model.layers.0.self_attn.q_proj"), 7.0 / std::sqrt(3.0), 1e-12);
 }
 
 TEST_F(LoadAdapterTest, ReadsHalfPrecision) {
@@ -206,16 +358,10 @@ TEST_F(LoadAdapterTest, ReadsHalfPrecision) {
 
 TEST_F(LoadAdapterTest, RefusesWhatChangesTheArithmetic) {
   const nlohmann::json unsupported[] = {
-      {{"use_dora", true}},
-      {{"bias", "all"}},
-      {{"bias", "lora_only"}},
       {{"lora_bias", true}},
-      {{"modules_to_save", {"lm_head"}}},
-      {{"rank_pattern", {{"q_proj", 4}}}},
-      {{"alpha_pattern", {{"q_proj", 4}}}},
       {{"fan_in_fan_out", true}},
       {{"peft_type", "LOHA"}},
-      {{"init_lora_weights", "pissa"}},
+      {{"init_lora_weights", "pissa_niter_4"}},
       {{"init_lora_weights", "olora"}},
       {{"layer_replication", {{0, 1}}}},
       {{"trainable_token_indices", {1}}},
@@ -244,6 +390,14 @@ TEST_F(LoadAdapterTest, RefusesWhatIsWrong) {
                                   {{"lora_dropout", 1.0}},
                                   {{"lora_dropout", -0.1}},
                                   {{"use_rslora", "yes"}},
+                                  {{"use_dora", 1}},
+                                  {{"use_dora", true}},
+                                  {{"modules_to_save", {"lm_head"}}},
+                                  {{"rank_pattern", {{"q_proj", 4}}}},
+                                  {{"rank_pattern", {{"q_proj", 0}}}},
+                                  {{"rank_pattern", {{"(", 3}}}},
+                                  {{"alpha_pattern", {{"q_proj", "4"}}}},
+                                  {{"layers_to_transform", {"0"}}},
                                   {{"target_modules", 7}},
                                   {{"target_modules", {7}}}};
   for (const auto& changes : wrong) {
@@ -308,6 +462,24 @@ TEST(LoraTest, MergesInFloatAndRoundsOnce) {
   ModelWeights other = RandomWeights(Tiny(), at::kFloat, at::kCPU, 5);
   other.layers.pop_back();
   EXPECT_EQ(MergeAdapter(adapter, other).code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(LoraTest, EmbeddingsThatPartUntieTheModel) {
+  ModelConfig tied = Tiny();
+  tied.tie_word_embeddings = true;
+  const ModelWeights base = RandomWeights(tied, at::kFloat, at::kCPU, 5);
+  for (const bool together : {false, true}) {
+    LoraConfig config = Rank3();
+    config.modules_to_save = {"embed_tokens"};
+    config.ensure_weight_tying = together;
+    LoraAdapter adapter = InitLora(tied, config, 1, &base).value();
+    adapter.full.at("model.embed_tokens.weight").add_(1.0);
+    ModelWeights merged = base;
+    ASSERT_TRUE(MergeAdapter(adapter, merged).ok());
+    EXPECT_EQ(merged.config.tie_word_embeddings, together);
+    EXPECT_TRUE(at::allclose(merged.embed_tokens, base.embed_tokens + 1.0));
+    EXPECT_TRUE(at::allclose(merged.lm_head, together ? merged.embed_tokens : base.lm_head));
+  }
 }
 
 }  // namespace

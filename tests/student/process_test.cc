@@ -59,6 +59,8 @@ ModelConfig TinyConfig() {
   return config;
 }
 
+ModelWeights TinyWeights() { return RandomWeights(TinyConfig(), c10::kFloat, c10::kCPU, 3); }
+
 class ProcessTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -67,7 +69,7 @@ class ProcessTest : public ::testing::Test {
     root_ = pattern;
     fs::create_directories(root_ + "/cache");
     const absl::Status saved =
-        SaveModelFolder(RandomWeights(TinyConfig(), c10::kFloat, c10::kCPU, 3), c10::kFloat, "", root_ + "/model");
+        SaveModelFolder(TinyWeights(), c10::kFloat, "", root_ + "/model");
     ASSERT_TRUE(saved.ok()) << saved;
   }
   void TearDown() override {
@@ -289,13 +291,13 @@ TEST_F(ProcessTest, StartsFromAnAdapterThatAgreesWithTheJob) {
   NewCoordinator();
   v1::GetTaskResponse task = Task();
   v1::StudentSpec& student = *task.mutable_train()->mutable_student();
-  const auto made = InitialAdapter(student, TinyConfig());
+  const auto made = InitialAdapter(student, TinyWeights());
   ASSERT_TRUE(made.ok()) << made.status();
   const std::string folder = root_ + "/start";
   fs::create_directories(folder);
   ASSERT_TRUE(SaveAdapter(*made, folder).ok());
   student.set_adapter_name_or_path(folder);
-  EXPECT_TRUE(InitialAdapter(student, TinyConfig()).ok());
+  EXPECT_TRUE(InitialAdapter(student, TinyWeights()).ok());
   coordinator_->SetTask(task);
   Start("j.train.0.0");
   AwaitDone();
@@ -306,7 +308,7 @@ TEST_F(ProcessTest, StartsFromAnAdapterThatAgreesWithTheJob) {
   const auto refused = [&](const std::function<void(v1::LoraSpec*)>& change) {
     v1::StudentSpec other = student;
     change(other.mutable_lora());
-    const absl::Status status = InitialAdapter(other, TinyConfig()).status();
+    const absl::Status status = InitialAdapter(other, TinyWeights()).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     return std::string(status.message());
   };
@@ -319,7 +321,7 @@ TEST_F(ProcessTest, StartsFromAnAdapterThatAgreesWithTheJob) {
   EXPECT_THAT(refused([](v1::LoraSpec* lora) { lora->set_target_modules(0, "q_proj"); }),
               HasSubstr("target_modules: q_proj stands against "));
   student.clear_lora();
-  EXPECT_TRUE(InitialAdapter(student, TinyConfig()).ok());
+  EXPECT_TRUE(InitialAdapter(student, TinyWeights()).ok());
 }
 
 TEST_F(ProcessTest, WhatTheUserHasToMendIsSaidPlainly) {
