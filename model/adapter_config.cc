@@ -4,7 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "absl/strings/match.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
 
@@ -181,10 +181,10 @@ absl::StatusOr<AdapterConfig> ParseAdapterConfig(const ordered_json& object) {
   config.init_lora_weights = init.is_string() ? init.get<std::string>() : init == false ? "false" : "true";
   const ordered_json base = object.value("base_model_name_or_path", ordered_json());
   if (base.is_string()) config.base_model_name_or_path = base.get<std::string>();
-  parsed.targets_in_tensors =
-      !config.target_pattern.empty() || (config.target_modules.empty() && config.target_parameters.empty());
-  if (parsed.targets_in_tensors && config.target_pattern.empty()) config.target_pattern = "all-linear";
-  if (config.target_pattern == "all-linear") {
+  const bool unsaid = object.value("target_modules", ordered_json()).is_null() && config.target_parameters.empty();
+  parsed.targets_in_tensors = unsaid || !config.target_pattern.empty();
+  if (unsaid) config.target_pattern = "all-linear";
+  if (absl::AsciiStrToLower(config.target_pattern) == "all-linear") {
     config.target_modules = {"all-linear"};
     config.target_pattern.clear();
   }

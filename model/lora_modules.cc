@@ -215,7 +215,7 @@ bool SavedBy(const std::string& saved, const std::string& tensor) {
   return false;
 }
 
-absl::Status CheckSavedModules(const ModelConfig& model, const LoraConfig& config, bool strict) {
+absl::Status CheckSavedModules(const ModelConfig& model, const LoraConfig& config) {
   const auto tensors = Tensors(model);
   for (const std::string& saved : config.modules_to_save) {
     bool any = false;
@@ -227,7 +227,7 @@ absl::Status CheckSavedModules(const ModelConfig& model, const LoraConfig& confi
                                                      "; experts and routers cannot be trained whole"));
       }
     }
-    if (!any && strict) {
+    if (!any) {
       return absl::InvalidArgumentError(absl::StrCat("modules_to_save: \"", saved,
                                                      "\" is no module of the model; there are lm_head, embed_tokens, "
                                                      "norm, and those of the layers"));
@@ -308,6 +308,11 @@ absl::Status ResolveTargets(const ModelConfig& model, LoraConfig& config, bool s
   if (config.target_modules.empty() && config.target_pattern.empty() && config.target_parameters.empty()) {
     return absl::InvalidArgumentError("target_modules: the list is empty");
   }
+  for (const char* embeddings : {"lm_head", "model.embed_tokens"}) {
+    if (config.target_pattern.empty() || IsAllLinear(config) || !IsTarget(config, embeddings)) continue;
+    return absl::UnimplementedError(absl::StrCat("target_modules: \"", config.target_pattern, "\" matches ", embeddings,
+                                                 ", which can only be trained whole (modules_to_save)"));
+  }
   RETURN_IF_ERROR(ConvertExpertNames(model, config));
   const std::vector<LoraModule> linear = LinearModules(model);
   for (const std::string& target : config.target_modules) {
@@ -342,7 +347,7 @@ absl::Status ResolveTargets(const ModelConfig& model, LoraConfig& config, bool s
                                                    ": experts and routers (", chosen_parameters.front(),
                                                    ") cannot be adapted with it; choose other target_modules"));
   }
-  RETURN_IF_ERROR(CheckSavedModules(model, config, strict));
+  RETURN_IF_ERROR(CheckSavedModules(model, config));
   config.target_modules = NamesOf(chosen, all, Leaf);
   config.target_parameters = NamesOf(chosen_parameters, all_parameters, ParameterEnd);
   config.target_pattern.clear();

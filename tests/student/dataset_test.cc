@@ -71,6 +71,30 @@ TEST_F(DatasetTest, KeepsOrderAndCountsEveryRowThatIsDropped) {
   EXPECT_EQ(dataset->trained_tokens(1), 1);
 }
 
+TEST_F(DatasetTest, PositionsThatReturnToZeroBeginANewSequence) {
+  const auto dataset = Read(R"({"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
+{"input_ids": [4, 5, 6, 7, 8], "labels": [4, 5, 6, 7, 8], "position_ids": [0, 1, 0, 1, 2]}
+{"input_ids": [9, 9], "labels": [9, 9], "position_ids": [0, 0]}
+{"input_ids": [1, 2], "position_ids": [0, 1]}
+)");
+  ASSERT_TRUE(dataset.ok()) << dataset.status();
+  EXPECT_EQ(dataset->counts().nothing_to_train, 1) << "nothing predicts a sequence's first token";
+  ASSERT_EQ(dataset->size(), 3);
+  EXPECT_THAT(dataset->sequence_starts(0), ElementsAre(0));
+  EXPECT_THAT(dataset->sequence_starts(1), ElementsAre(0, 2));
+  EXPECT_THAT(dataset->sequence_starts(2), ElementsAre(0));
+  EXPECT_EQ(dataset->trained_tokens(1), 3);
+  const std::string path = root_ + "/kept.safetensors";
+  ASSERT_TRUE(dataset->SaveTo(path).ok());
+  EXPECT_THAT(Dataset::LoadFrom(path)->sequence_starts(1), ElementsAre(0, 2));
+  const auto status = Read(R"({"input_ids": [1, 2], "labels": [1, 2]}
+{"input_ids": [1, 2, 3], "labels": [1, 2, 3], "position_ids": [0, 1, 3]}
+)")
+                          .status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("data/rows.jsonl:2: position_ids[2]"));
+}
+
 TEST_F(DatasetTest, ManyRowsOnSeveralThreadsStayInOrder) {
   std::string text;
   for (int i = 0; i < 10'000; ++i) absl::StrAppend(&text, R"({"input_ids": [)", i % 100, ", ", i / 100, "]}\n");

@@ -62,6 +62,20 @@ TEST(AdamWTest, GivesTorchsParametersAfterClipping) {
   }
 }
 
+TEST(AdamWTest, WeightDecaySparesWhatItIsTold) {
+  at::Tensor all = at::ones({10});
+  at::Tensor some = at::ones({10});
+  const at::Tensor gradient = at::zeros({10});
+  AdamWMoments moments = ZeroMoments(all);
+  AdamWStep({.weight_decay = 0.5}, 1, 0.1, gradient, all, moments);
+  AdamWStep({.weight_decay = 0.5}, 1, 0.1, gradient, some, moments, {{0, 2}, {5, 6}, {9, 10}});
+  for (int64_t i = 0; i < 10; ++i) {
+    const bool spared = i < 2 || i == 5 || i == 9;
+    EXPECT_EQ(some[i].item<float>(), spared ? 1.0F : all[i].item<float>()) << i;
+    EXPECT_LT(all[i].item<float>(), 1.0F);
+  }
+}
+
 TEST(ClipTest, LeavesSmallGradientsAndUnlimitedOnesAlone) {
   at::Tensor gradient = at::full({4}, 2.0f);
   ClipGradient(GradientNorm(gradient), 0.0, gradient);

@@ -68,8 +68,7 @@ class ProcessTest : public ::testing::Test {
     ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
     root_ = pattern;
     fs::create_directories(root_ + "/cache");
-    const absl::Status saved =
-        SaveModelFolder(TinyWeights(), c10::kFloat, "", root_ + "/model");
+    const absl::Status saved = SaveModelFolder(TinyWeights(), c10::kFloat, "", root_ + "/model");
     ASSERT_TRUE(saved.ok()) << saved;
   }
   void TearDown() override {

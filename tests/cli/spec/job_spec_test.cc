@@ -124,6 +124,36 @@ student: {model_name_or_path: m, lora: {}}
   EXPECT_EQ(spec.export_().merged(), "");
 }
 
+TEST(JobSpecTest, AdaptersAsInPeftsLoraConfig) {
+  const auto lora = [](const std::string& text) {
+    return Parse("name: d\ndataset: [{path: t.jsonl}]\nstudent: {model_name_or_path: m, lora: {" + text + "}}\n")
+        .student()
+        .lora();
+  };
+  const v1::LoraSpec all = lora(
+      R"(use_rslora: true, use_dora: true, bias: lora_only, rank_pattern: {"z.*": 4, down_proj: 2}, )"
+      R"(alpha_pattern: {o_proj: 2.5}, layers_to_transform: [1, 3], layers_pattern: layers, exclude_modules: [o_proj], )"
+      R"(modules_to_save: [lm_head, embed_tokens], init_lora_weights: gaussian, ensure_weight_tying: true)");
+  EXPECT_TRUE(all.use_rslora() && all.use_dora() && all.ensure_weight_tying());
+  EXPECT_EQ(all.bias(), "lora_only");
+  ASSERT_EQ(all.rank_pattern_size(), 2);
+  EXPECT_EQ(all.rank_pattern(0).pattern(), "z.*") << "in the order written";
+  EXPECT_EQ(all.rank_pattern(0).value(), 4);
+  EXPECT_EQ(all.alpha_pattern(0).value(), 2.5);
+  EXPECT_THAT(all.layers_to_transform(), testing::ElementsAre(1, 3));
+  EXPECT_THAT(all.exclude_modules(), testing::ElementsAre("o_proj"));
+  EXPECT_THAT(all.modules_to_save(), testing::ElementsAre("lm_head", "embed_tokens"));
+  EXPECT_EQ(all.init_lora_weights(), "gaussian");
+  const v1::LoraSpec pattern = lora(R"(target_modules: ".*[qv]_proj", layers_to_transform: null)");
+  EXPECT_EQ(pattern.target_modules_pattern(), ".*[qv]_proj");
+  EXPECT_EQ(pattern.target_modules_size(), 0);
+  EXPECT_THAT(lora("target_modules: q_proj, layers_to_transform: 2").layers_to_transform(), testing::ElementsAre(2));
+  EXPECT_EQ(lora("init_lora_weights: false").init_lora_weights(), "false");
+  EXPECT_EQ(lora("init_lora_weights: pissa_niter_16").init_lora_weights(), "pissa_niter_16");
+  EXPECT_EQ(lora("").init_lora_weights(), "true");
+  EXPECT_EQ(lora("").bias(), "");
+}
+
 TEST(JobSpecTest, WithoutStudentNothingIsExported) {
   const v1::JobSpec spec = Parse("name: t\nprompts: [{path: p.jsonl}]\nteacher: {model: m}\n");
   EXPECT_FALSE(spec.has_student());
@@ -189,6 +219,15 @@ const BadCase kBad[] = {
      "exclude_modules, use_rslora, use_dora, bias, rank_pattern, alpha_pattern, layers_to_transform, layers_pattern, "
      "modules_to_save, init_lora_weights, ensure_weight_tying, target_parameters, fan_in_fan_out, lora_bias, "
      "use_qalora\n"},
+    {"LoraRankPattern", DatasetJob("  lora: {rank_pattern: {q_proj: 0}}\n"),
+     "job.yaml:5:32: student.lora.rank_pattern.q_proj: got the number 0, wants a map of patterns to whole numbers in "
+     "[1, 65536]\n"},
+    {"LoraInit", DatasetJob("  lora: {init_lora_weights: olora}\n"),
+     "job.yaml:5:29: student.lora.init_lora_weights: \"olora\" is not supported in this version; supported: true, "
+     "false, gaussian, pissa, pissa_niter_*\n"},
+    {"LoraLayersWithAPattern", DatasetJob("  lora: {target_modules: \".*q_proj\", layers_to_transform: [0]}\n"),
+     "job.yaml:5:59: student.lora.layers_to_transform: goes with a list of target_modules; with a pattern, the pattern "
+     "says which layers\n"},
     {"WrongTypeReal", DatasetJob("  lora: {}\n  training: {learning_rate: fast}\n"),
      "job.yaml:6:29: student.training.learning_rate: got the string \"fast\", wants a number >= 0\n"},
     {"WrongTypeQuotedNumber", DatasetJob("  lora: {r: \"8\"}\n"),
