@@ -1,6 +1,5 @@
 #include "model/convert/gguf_source.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
@@ -13,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "common/status.h"
 #include "model/gguf/quants.h"
+#include "model/parallel_for.h"
 #include "model/torch_status.h"
 
 namespace retort {
@@ -157,10 +157,7 @@ at::Tensor GgufSource::Load(const TensorInfo& tensor, int64_t first, std::vector
   }
   auto* target = values.mutable_data_ptr<float>();
   const int64_t count = values.numel();
-  const int64_t tasks = (count + kElementsPerTask - 1) / kElementsPerTask;
-  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    const int64_t from = begin * kElementsPerTask;
-    const int64_t to = std::min(count, end * kElementsPerTask);
+  ParallelFor(count, kElementsPerTask, [&](int64_t from, int64_t to) {
     gguf::Dequantise(tensor.type, data + from / info.block_elements * info.block_bytes, to - from, target + from);
   });
   return values;

@@ -1,5 +1,3 @@
-#include <ATen/Parallel.h>
-
 #include <atomic>
 #include <cmath>
 #include <filesystem>
@@ -21,6 +19,7 @@
 #include "model/gguf/quants.h"
 #include "model/gguf/vocab.h"
 #include "model/gguf/writer.h"
+#include "model/parallel_for.h"
 #include "model/safetensors_source.h"
 #include "model/torch_status.h"
 
@@ -273,9 +272,7 @@ class ToGguf {
     const auto* source = values.const_data_ptr<float>();
     std::string bytes(static_cast<size_t>(count / info.block_elements * info.block_bytes), '\0');
     std::atomic<bool> finite = true;
-    at::parallel_for(0, (count + kElementsPerTask - 1) / kElementsPerTask, 1, [&](int64_t begin, int64_t end) {
-      const int64_t from = begin * kElementsPerTask;
-      const int64_t to = std::min(count, end * kElementsPerTask);
+    ParallelFor(count, kElementsPerTask, [&](int64_t from, int64_t to) {
       if (!gguf::AllFinite(type, source + from, to - from)) {
         finite = false;
         return;

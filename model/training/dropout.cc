@@ -1,14 +1,16 @@
 #include "model/training/dropout.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <array>
 
 #include "common/philox.h"
+#include "model/parallel_for.h"
 
 namespace retort {
 namespace {
+
+constexpr int64_t kSliceElements = int64_t{1} << 18;
 
 constexpr int64_t kWord = 0xFFFFFFFF;
 
@@ -59,9 +61,11 @@ at::Tensor DropoutMask(uint64_t key, uint64_t stream, double p, int64_t rows, in
   if (device.is_cpu()) {
     at::Tensor mask = at::empty({rows, columns}, at::kFloat);
     float* out = mask.mutable_data_ptr<float>();
-    at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
-      FillDropoutMask(key, stream, p, begin * columns, (end - begin) * columns, out + begin * columns);
-    });
+    // Slices of a size that pays for its thread.
+    ParallelFor(rows, std::max<int64_t>(1, kSliceElements / std::max<int64_t>(1, columns)),
+                [&](int64_t begin, int64_t end) {
+                  FillDropoutMask(key, stream, p, begin * columns, (end - begin) * columns, out + begin * columns);
+                });
     return mask;
   }
   const at::Tensor words = PhiloxWords(key, stream, (numel + 3) / 4, device).narrow(0, 0, numel);
