@@ -215,7 +215,7 @@ bool SavedBy(const std::string& saved, const std::string& tensor) {
   return false;
 }
 
-absl::Status CheckSavedModules(const ModelConfig& model, const LoraConfig& config) {
+absl::Status CheckSavedModules(const ModelConfig& model, const LoraConfig& config, bool strict) {
   const auto tensors = Tensors(model);
   for (const std::string& saved : config.modules_to_save) {
     bool any = false;
@@ -227,7 +227,7 @@ absl::Status CheckSavedModules(const ModelConfig& model, const LoraConfig& confi
                                                      "; experts and routers cannot be trained whole"));
       }
     }
-    if (!any) {
+    if (!any && strict) {
       return absl::InvalidArgumentError(absl::StrCat("modules_to_save: \"", saved,
                                                      "\" is no module of the model; there are lm_head, embed_tokens, "
                                                      "norm, and those of the layers"));
@@ -347,7 +347,7 @@ absl::Status ResolveTargets(const ModelConfig& model, LoraConfig& config, bool s
                                                    ": experts and routers (", chosen_parameters.front(),
                                                    ") cannot be adapted with it; choose other target_modules"));
   }
-  RETURN_IF_ERROR(CheckSavedModules(model, config));
+  RETURN_IF_ERROR(CheckSavedModules(model, config, strict));
   config.target_modules = NamesOf(chosen, all, Leaf);
   config.target_parameters = NamesOf(chosen_parameters, all_parameters, ParameterEnd);
   config.target_pattern.clear();

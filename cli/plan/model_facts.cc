@@ -73,7 +73,7 @@ absl::StatusOr<ModelFacts> ReadModelFacts(const std::string& folder) {
     for (const int64_t size : tensor.shape) elements *= size;
     facts.parameters += elements;
     facts.weight_bytes += tensor.bytes;
-    // Routed experts and their gate are no modules that an adapter may name.
+    // Adapters of routed experts and their gate are stacked parameters, which are not counted here.
     const bool routed =
         absl::StrContains(tensor.name, ".mlp.experts.") || absl::EndsWith(tensor.name, ".mlp.gate.weight");
     if (tensor.shape.size() == 2 && absl::StrContains(tensor.name, "layers.") && !routed &&

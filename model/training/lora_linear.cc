@@ -51,8 +51,10 @@ struct LoraLinearFunction : torch::autograd::Function<LoraLinearFunction> {
       }
     }
     at::Tensor d_bias;
-    if (context->saved_data["wants_bias"].toBool())
-      d_bias = dy.sum(0, /*keepdim=*/false, at::kFloat).to(x.scalar_type());
+    // Terms of a key's bias all but cancel: what is left must not be the sum's rounding.
+    if (context->saved_data["wants_bias"].toBool()) {
+      d_bias = dy.sum(0, /*keepdim=*/false, at::kDouble).to(x.scalar_type());
+    }
     return {dx, at::Tensor(), d_bias, da, db, at::Tensor(), at::Tensor()};
   }
 };

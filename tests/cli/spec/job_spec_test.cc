@@ -220,13 +220,13 @@ const BadCase kBad[] = {
      "modules_to_save, init_lora_weights, ensure_weight_tying, target_parameters, fan_in_fan_out, lora_bias, "
      "use_qalora\n"},
     {"LoraRankPattern", DatasetJob("  lora: {rank_pattern: {q_proj: 0}}\n"),
-     "job.yaml:5:32: student.lora.rank_pattern.q_proj: got the number 0, wants a map of patterns to whole numbers in "
+     "job.yaml:5:33: student.lora.rank_pattern.q_proj: got the number 0, wants a map of patterns to whole numbers in "
      "[1, 65536]\n"},
     {"LoraInit", DatasetJob("  lora: {init_lora_weights: olora}\n"),
      "job.yaml:5:29: student.lora.init_lora_weights: \"olora\" is not supported in this version; supported: true, "
      "false, gaussian, pissa, pissa_niter_*\n"},
     {"LoraLayersWithAPattern", DatasetJob("  lora: {target_modules: \".*q_proj\", layers_to_transform: [0]}\n"),
-     "job.yaml:5:59: student.lora.layers_to_transform: goes with a list of target_modules; with a pattern, the pattern "
+     "job.yaml:5:38: student.lora.layers_to_transform: goes with a list of target_modules; with a pattern, the pattern "
      "says which layers\n"},
     {"WrongTypeReal", DatasetJob("  lora: {}\n  training: {learning_rate: fast}\n"),
      "job.yaml:6:29: student.training.learning_rate: got the string \"fast\", wants a number >= 0\n"},
