@@ -296,6 +296,11 @@ absl::Status SaveAdapter(const LoraAdapter& adapter, const std::string& folder) 
       const std::string module = name.substr(0, name.rfind('.'));
       tensors[absl::StrCat(kPrefix, adapted.contains(module) ? module + ".base_layer.bias" : name)] = tensor;
     }
+    // PEFT looks for tied embeddings that are trained as one under both names.
+    const auto embeddings = written.full.find(std::string(kEmbeddings));
+    if (written.config.ensure_weight_tying && embeddings != written.full.end()) {
+      tensors[absl::StrCat(kPrefix, kHead)] = embeddings->second;
+    }
     for (const auto& [name, tensor] : written.replaced) tensors[absl::StrCat(kPrefix, name)] = tensor;
     RETURN_IF_ERROR(WriteSafetensors(absl::StrCat(folder, "/", kTensorFile), tensors, metadata));
     return WriteFileAtomically(absl::StrCat(folder, "/", kConfigFile),

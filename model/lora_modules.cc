@@ -305,6 +305,7 @@ std::vector<LoraModule> SelectedModules(const ModelConfig& model, const LoraConf
 
 absl::Status ResolveTargets(const ModelConfig& model, LoraConfig& config, bool strict) {
   RETURN_IF_ERROR(CheckPatterns(config));
+  config.ensure_weight_tying = config.ensure_weight_tying && model.tie_word_embeddings;
   if (config.target_modules.empty() && config.target_pattern.empty() && config.target_parameters.empty()) {
     return absl::InvalidArgumentError("target_modules: the list is empty");
   }
