@@ -90,7 +90,7 @@ struct ModelConfig {
   double attention_scale = 0.0;         // what scores are multiplied by
   std::vector<int64_t> sliding_window;  // by layer: the last tokens that a token sees, itself included; 0: all
   std::optional<MlaConfig> mla;         // instead of q, k and v projections
-  std::optional<TensorShard> shard;          // then the sizes above are this rank's
+  std::optional<TensorShard> shard;     // then the sizes above are this rank's
   std::optional<MoeConfig> moe;         // instead of the MLP from layer first_dense_layers on
   bool fused_projections = false;       // qkv_proj and gate_up_proj in one tensor each
   bool qk_norm = false;                 // RMSNorm over each head's queries and keys

@@ -210,8 +210,8 @@ absl::Status Engine::Remove(uint64_t id) {
     waiting_.erase(waits);
     return absl::OkStatus();
   }
-  const auto runs = std::find_if(running_.begin(), running_.end(),
-                                 [&](const auto& sequence) { return sequence->request.id == id; });
+  const auto runs =
+      std::find_if(running_.begin(), running_.end(), [&](const auto& sequence) { return sequence->request.id == id; });
   if (runs == running_.end()) return absl::NotFoundError(absl::StrCat("no sequence ", id));
   free_slots_.push_back((*runs)->slot);
   running_.erase(runs);

@@ -103,16 +103,20 @@ TEST(WithOpenedThink, OpensWhatIsOnlyClosed) {
 
 TEST(LineToTokens, ReadsEachForm) {
   const LetterTokenizer tokenizer(false);
-  EXPECT_THAT(*LineToTokens(tokenizer, R"({"token_ids": [3, 4]})", true), ElementsAre(3, 4));
-  EXPECT_THAT(*LineToTokens(tokenizer, R"({"text": "ab"})", true), ElementsAre(100, 0, 1));
-  EXPECT_THAT(*LineToTokens(tokenizer, R"({"prompt": "b"})", true), ElementsAre(100, 1));
-  EXPECT_THAT(*LineToTokens(tokenizer, R"({"messages": [{"role": "user", "content": "a"}]})", true),
+  EXPECT_THAT(*LineToTokens(&tokenizer, R"({"token_ids": [3, 4]})", true), ElementsAre(3, 4));
+  EXPECT_THAT(*LineToTokens(&tokenizer, R"({"text": "ab"})", true), ElementsAre(100, 0, 1));
+  EXPECT_THAT(*LineToTokens(&tokenizer, R"({"prompt": "b"})", true), ElementsAre(100, 1));
+  EXPECT_THAT(*LineToTokens(&tokenizer, R"({"messages": [{"role": "user", "content": "a"}]})", true),
               ElementsAre(0, 25));
-  EXPECT_THAT(*LineToTokens(tokenizer, R"({"messages": [{"role": "user", "content": "a"}]})", false), ElementsAre(0));
+  EXPECT_THAT(*LineToTokens(&tokenizer, R"({"messages": [{"role": "user", "content": "a"}]})", false), ElementsAre(0));
   for (const char* bad : {"[]", "{}", "{", R"({"token_ids": [1.5]})", R"({"token_ids": [-1]})", R"({"text": 3})",
                           R"({"messages": []})", R"({"messages": "x"})", R"({"token_ids": [99999999999]})"}) {
-    EXPECT_FALSE(LineToTokens(tokenizer, bad, true).ok()) << bad;
+    EXPECT_FALSE(LineToTokens(&tokenizer, bad, true).ok()) << bad;
   }
+  EXPECT_FALSE(LineToTokens(&tokenizer, "  ", true).ok());
+  // A model without a tokenizer takes ids alone.
+  EXPECT_THAT(*LineToTokens(nullptr, R"({"token_ids": [3, 4]})", true), ElementsAre(3, 4));
+  EXPECT_EQ(LineToTokens(nullptr, R"({"text": "ab"})", true).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
 class FileTest : public ::testing::Test {
@@ -137,7 +141,8 @@ TEST_F(FileTest, OutputIsInOrderAndAppearsAtTheEnd) {
 }
 
 TEST_F(FileTest, LinesWithoutText) {
-  EXPECT_THAT(*ReadLines(Write("in.jsonl", "{\"a\":1}\n\n  \n{\"b\":2}")), ElementsAre("{\"a\":1}", "{\"b\":2}"));
+  EXPECT_THAT(*ReadLines(Write("in.jsonl", "{\"a\":1}\n\n  \n{\"b\":2}")),
+              ElementsAre("{\"a\":1}", "", "  ", "{\"b\":2}"));
   EXPECT_EQ(ReadLines(Path("absent")).status().code(), absl::StatusCode::kNotFound);
 }
 
