@@ -74,9 +74,8 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
   const c10::ScalarType dtype = options.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
   ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(options.model, dtype, device));
   const ModelConfig config = weights.config;
-  ASSIGN_OR_RETURN(const std::vector<std::string> targets, ResolveTargetModules(config, {"all-linear"}));
   const LoraConfig lora{
-      .r = options.lora_r, .lora_alpha = 2.0 * static_cast<double>(options.lora_r), .target_modules = targets};
+      .r = options.lora_r, .lora_alpha = 2.0 * static_cast<double>(options.lora_r), .target_modules = {"all-linear"}};
   ASSIGN_OR_RETURN(const LoraAdapter adapter, InitLora(config, lora, /*seed=*/0));
   ASSIGN_OR_RETURN(const std::unique_ptr<TrainingModel> model,
                    TrainingModel::Create(std::move(weights), adapter, {.compute_dtype = dtype}));
