@@ -1,5 +1,7 @@
 #include "model/architecture/config_reader.h"
 
+#include <spdlog/spdlog.h>
+
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -123,6 +125,9 @@ std::vector<int32_t> ConfigReader::TokenIds(const char* key, int64_t vocab_size)
     }
     if (const int64_t number = id.get<int64_t>(); number >= 0 && number < vocab_size) {
       ids.push_back(static_cast<int32_t>(number));
+    } else if (number != -1) {  // some folders write -1 for "none"
+      spdlog::warn("token_id_outside_the_vocabulary where=\"{}{}\" id={} vocab_size={}", where_, key, number,
+                   vocab_size);
     }
   }
   return ids;

@@ -215,11 +215,8 @@ TEST_F(HostileConfigTest, WrongValuesAreRefusedByTheirKey) {
       {{"tie_word_embeddings", 1}},
       {{"attention_bias", "no"}},
       {{"max_position_embeddings", 0}},
-      {{"eos_token_id", 100}},
-      {{"eos_token_id", -1}},
       {{"eos_token_id", {2, "x"}}},
       {{"bos_token_id", 1.5}},
-      {{"pad_token_id", 100}},
       {{"rope_scaling", "llama3"}},
       {{"rope_parameters", {{"rope_type", "longrope"}}}},
       {{"rope_parameters", {{"rope_type", "linear"}}}},
@@ -247,8 +244,16 @@ TEST_F(HostileConfigTest, WhatIsNoConfigIsRefused) {
   EXPECT_EQ(LoadModelConfig(folder_.path()).status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(HostileConfigTest, TokenIdsOutsideTheVocabularyAreLeftOut) {
+  const auto config = Load({{"eos_token_id", {100, 7, -1}}, {"bos_token_id", 1000}, {"pad_token_id", 100}});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->eos_token_ids, std::vector<int32_t>{7});
+  EXPECT_FALSE(config->bos_token_id.has_value());
+  EXPECT_FALSE(config->pad_token_id.has_value());
+}
+
 TEST_F(HostileConfigTest, BadGenerationConfigIsRefused) {
-  for (const char* text : {"[]", "{", R"({"eos_token_id": 100})", R"({"eos_token_id": "x"})"}) {
+  for (const char* text : {"[]", "{", R"({"eos_token_id": 1.5})", R"({"eos_token_id": "x"})"}) {
     folder_.Write("generation_config.json", text);
     const auto status = Load(json::object()).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << text;
