@@ -68,11 +68,8 @@ const Family* ReadFamily(ConfigReader& top, ModelConfig& config) {
   return family;
 }
 
-void ReadTokenIds(const Family& family, ConfigReader& top, ModelConfig& config) {
+void ReadTokenIds(ConfigReader& top, ModelConfig& config) {
   config.eos_token_ids = top.TokenIds("eos_token_id", config.vocab_size);
-  if (!top.object().contains("eos_token_id") && family.eos_token_id >= 0 && family.eos_token_id < config.vocab_size) {
-    config.eos_token_ids = {family.eos_token_id};
-  }
   if (const auto ids = top.TokenIds("bos_token_id", config.vocab_size); !ids.empty()) config.bos_token_id = ids[0];
   // -1 is what some folders write for "none".
   if (const json* pad = top.Find("pad_token_id"); pad != nullptr && *pad != -1) {
@@ -128,7 +125,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const json& object, const json& gen
   FillDerived(config);
   ReadDtype(top, config);
   ReadQuantization(top, config);
-  ReadTokenIds(*family, top, config);
+  ReadTokenIds(top, config);
   RETURN_IF_ERROR(top.status());
   if (!generation.is_null()) {
     ConfigReader reader(generation, absl::StrCat(folder, "/generation_config.json: "));

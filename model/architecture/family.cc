@@ -13,13 +13,13 @@ namespace {
 using nlohmann::json;
 
 constexpr Family kFamilies[] = {
-    {"llama", "LlamaForCausalLM", 2, 1e-6, 2048, ReadLlama},
-    {"mistral", "MistralForCausalLM", 2, 1e-6, 131072, ReadMistral},
-    {"qwen2", "Qwen2ForCausalLM", -1, 1e-6, 32768, ReadQwen2},
-    {"qwen3", "Qwen3ForCausalLM", -1, 1e-6, 32768, ReadQwen3},
-    {"phi3", "Phi3ForCausalLM", 32000, 1e-5, 4096, ReadPhi3},
-    {"deepseek_v2", "DeepseekV2ForCausalLM", 2, 1e-6, 2048, ReadDeepseekV2},
-    {"deepseek_v3", "DeepseekV3ForCausalLM", 1, 1e-6, 4096, ReadDeepseekV3},
+    {"llama", "LlamaForCausalLM", 1e-6, 2048, ReadLlama},
+    {"mistral", "MistralForCausalLM", 1e-6, 131072, ReadMistral},
+    {"qwen2", "Qwen2ForCausalLM", 1e-6, 32768, ReadQwen2},
+    {"qwen3", "Qwen3ForCausalLM", 1e-6, 32768, ReadQwen3},
+    {"phi3", "Phi3ForCausalLM", 1e-5, 4096, ReadPhi3},
+    {"deepseek_v2", "DeepseekV2ForCausalLM", 1e-6, 2048, ReadDeepseekV2},
+    {"deepseek_v3", "DeepseekV3ForCausalLM", 1e-6, 4096, ReadDeepseekV3},
 };
 
 // Of YaRN (arXiv:2309.00071, section 3.4), with transformers' coefficient.

@@ -14,7 +14,6 @@ struct Family {
   const char* model_type;    // config.json's
   const char* architecture;  // the class that config.json's `architectures` must name
   // What the configuration class takes where config.json has no such key.
-  int32_t eos_token_id;  // -1: none
   double rms_norm_eps;
   int64_t max_position_embeddings;
   // Fills what the family decides, after ReadSizes. Reports through the reader.
