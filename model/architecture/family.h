@@ -16,7 +16,7 @@ struct Family {
   // What the configuration class takes where config.json has no such key.
   double rms_norm_eps;
   int64_t max_position_embeddings;
-  // Fills what the family decides, after ReadSizes. Reports through the reader.
+  // Fills what the family decides; the common sizes are there. Reports through the reader.
   void (*read)(ConfigReader& reader, ModelConfig& config);
 };
 
