@@ -65,7 +65,7 @@ bool LoadInteger(ValueType type, const char* bytes, int64_t& value) {
       value = Load<uint8_t>(bytes);
       return true;
     case ValueType::kInt8:
-      value = Load<int8_t>(bytes);
+      value = int64_t{Load<int8_t>(bytes)};  // NOLINT(bugprone-signed-char-misuse): a number, not a character
       return true;
     case ValueType::kUint16:
       value = Load<uint16_t>(bytes);

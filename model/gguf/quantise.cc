@@ -101,8 +101,10 @@ void PackQ5_1(const float* x, BlockQ5_1& y) {
   y.m = FloatToHalf(range.min);
   uint32_t qh = 0;
   for (int j = 0; j < 16; ++j) {
+    // NOLINTBEGIN(bugprone-incorrect-roundings): ggml's own, to the bit
     PutFive(y, qh, j, static_cast<uint8_t>((x[j] - range.min) * inverse + 0.5F),
             static_cast<uint8_t>((x[j + 16] - range.min) * inverse + 0.5F));
+    // NOLINTEND(bugprone-incorrect-roundings)
   }
   std::memcpy(y.qh, &qh, sizeof(qh));
 }

@@ -207,6 +207,7 @@ class Converter {
     WriteTokens(false);
     ASSIGN_OR_RETURN(const std::vector<Merge> merges, ReadMerges(model));
     std::vector<std::string> lines;
+    lines.reserve(merges.size());
     for (const auto& [left, right] : merges) {
       // A space would end the part; byte-level text has U+0120 for it.
       lines.push_back(absl::StrCat(absl::StrReplaceAll(left, {{" ", "\u0120"}}), " ",

@@ -48,6 +48,7 @@ at::Tensor Rows(const at::Tensor& stored, Range heads, int64_t width) {
 // Rows of the listed heads, from row `base` on.
 at::Tensor HeadRows(const at::Tensor& stored, int64_t base, const std::vector<int64_t>& heads, int64_t width) {
   std::vector<at::Tensor> parts;
+  parts.reserve(heads.size());
   for (const int64_t head : heads) parts.push_back(stored.narrow(0, base + head * width, width));
   return parts.size() == 1 ? parts[0] : at::cat(parts, 0);
 }

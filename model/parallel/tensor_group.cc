@@ -72,6 +72,7 @@ at::Tensor TensorGroup::GatherColumns(const at::Tensor& mine, const std::vector<
     return at::zeros({rows, std::accumulate(columns.begin(), columns.end(), int64_t{0})}, mine.options());
   }
   std::vector<int64_t> sizes;
+  sizes.reserve(columns.size());
   for (const int64_t count : columns) sizes.push_back(rows * count);
   std::vector<at::Tensor> all = Room(mine, sizes);
   status_ = AllGather(comm_, Const(mine.contiguous()), Spans(all));
