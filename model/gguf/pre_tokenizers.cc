@@ -117,7 +117,8 @@ std::optional<Steps> ReadSteps(const json& pre_tokenizer) {
   if (Text(pre_tokenizer, "type") == "Sequence") {
     const auto it = pre_tokenizer.find("pretokenizers");
     if (it == pre_tokenizer.end() || !it->is_array()) return std::nullopt;
-    list.assign(it->begin(), it->end());
+    list.clear();
+    for (const json& step : *it) list.push_back(step);
   }
   bool byte_level = false;
   for (const json& step : list) {
