@@ -76,8 +76,8 @@ absl::StatusOr<std::function<absl::Status(const ConvertOptions&)>> Choose(const 
     return absl::InvalidArgumentError(
         absl::StrCat("--type ", arguments.type, ": a Hugging Face folder's is one of ", NamesIn(kDtypes)));
   }
-  const auto dtype = row == nullptr ? std::nullopt : std::optional(row->dtype);
-  return [&arguments, dtype](const ConvertOptions& options) {
+  return [&arguments, row](const ConvertOptions& options) {
+    const auto dtype = row == nullptr ? std::nullopt : std::optional(row->dtype);
     return ConvertToHf(arguments.source, arguments.target, dtype, options);
   };
 }
