@@ -71,7 +71,7 @@ at::Tensor RoutedExperts(const MoeConfig& moe, const LayerWeights& layer, const 
     const at::Tensor part = sorted.narrow(0, first, count);
     // Another rank's adds nothing here.
     outs.push_back(expert.gate.defined()
-                       ? at::mm(SwiGlu(at::mm(part, expert.gate.t()), at::mm(part, expert.up.t())), expert.down.t())
+                       ? Multiply(SwiGlu(Multiply(part, expert.gate), Multiply(part, expert.up)), expert.down)
                        : at::zeros_like(part));
     first += count;
   }

@@ -17,7 +17,8 @@ at::Tensor InverseRms(const at::Tensor& wide, double eps) {
 
 at::Tensor NormForward(const at::Tensor& x, const at::Tensor& weight, double eps) {
   const at::Tensor wide = x.to(at::kFloat);
-  return wide.mul(InverseRms(wide, eps)).to(x.scalar_type()).mul_(weight);
+  const c10::ScalarType dtype = x.scalar_type() == at::kFloat ? weight.scalar_type() : x.scalar_type();
+  return wide.mul(InverseRms(wide, eps)).to(dtype).mul_(weight);
 }
 
 struct NormFunction : torch::autograd::Function<NormFunction> {
@@ -118,6 +119,19 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
 bool Records(const at::Tensor& a) { return at::GradMode::is_enabled() && a.requires_grad(); }
 
 }  // namespace
+
+at::Tensor Multiply(const at::Tensor& x, const at::Tensor& weight) {
+  if (x.scalar_type() == weight.scalar_type()) return at::matmul(x, weight.t());
+  if (!x.is_cuda()) return at::matmul(x, weight.to(x.scalar_type()).t());
+  // Both parts in one product: the weight is read once.
+  const at::Tensor rows = x.reshape({-1, x.size(-1)});
+  const at::Tensor high = rows.to(weight.scalar_type());
+  const at::Tensor low = (rows - high).to(weight.scalar_type());
+  const std::vector<at::Tensor> halves = at::mm(at::cat({high, low}), weight.t(), x.scalar_type()).chunk(2);
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = weight.size(0);
+  return (halves[0] + halves[1]).view(shape);
+}
 
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   return Records(x) || Records(weight) ? NormFunction::apply(x, weight, eps) : NormForward(x, weight, eps);

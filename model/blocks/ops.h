@@ -10,8 +10,12 @@
 
 namespace retort {
 
+// x W^T: `x` [..., in_features], `weight` [out_features, in_features]. The result has x's dtype. An f32 `x` stays f32
+// beside a bf16 weight, on a GPU too: it is taken as the sum of two bf16 values, which lose as little as f32 does.
+at::Tensor Multiply(const at::Tensor& x, const at::Tensor& weight);
+
 // RMSNorm over the last dimension of `x` (Zhang and Sennrich 2019, arXiv:1910.07467), rounded before the weight as
-// transformers does.
+// transformers does. The result has x's dtype, or of an f32 residual stream the weight's.
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
 
 // Rotates the first 2 * cos.size(-1) dimensions of `x` [tokens, heads, head_dim] by `cos` and `sin` [tokens, 1, dim /

@@ -19,23 +19,29 @@ namespace {
 
 // Scores of a pass may exist at once on the CPU.
 constexpr int64_t kMaxPassTokensCpu = 512;
+// f32 attention may hold scores too.
+constexpr int64_t kMaxPassTokensFloat32 = 1024;
 constexpr int64_t kMaxPassTokens = 8192;
 // Caches grow in steps of this many positions.
 constexpr int64_t kCacheStep = 256;
 
 class AtenDecoder final : public Decoder {
  public:
-  AtenDecoder(ModelWeights weights, c10::ScalarType compute_dtype, int64_t slots, TensorGroup* group)
+  AtenDecoder(ModelWeights weights, c10::ScalarType compute_dtype, int64_t slots, TensorGroup* group,
+              Activations activations)
       : weights_(std::move(weights)),
         device_(weights_.embed_tokens.device()),
-        dtype_(device_.is_cpu() ? c10::ScalarType::Float : compute_dtype),
+        dtype_(device_.is_cpu() || activations == Activations::kFloat32 ? c10::ScalarType::Float : compute_dtype),
         slots_(slots),
         tables_(weights_.config),
         group_(group) {
     // The gate of a mixture of experts stays as it is: it decides in f32.
     std::vector<std::pair<at::Tensor, at::Tensor>> gates;
     for (const LayerWeights& layer : weights_.layers) gates.emplace_back(layer.router, layer.router_correction_bias);
-    ConvertWeights(weights_, [&](const at::Tensor& weight) { return weight.to(compute_dtype).to(dtype_); });
+    const c10::ScalarType matrices = device_.is_cpu() ? c10::ScalarType::Float : compute_dtype;
+    ConvertWeights(weights_, [&](const at::Tensor& weight) {
+      return weight.to(compute_dtype).to(weight.dim() > 1 ? matrices : dtype_);
+    });
     for (size_t i = 0; i < gates.size(); ++i) {
       weights_.layers[i].router = gates[i].first;
       weights_.layers[i].router_correction_bias = gates[i].second;
@@ -48,7 +54,10 @@ class AtenDecoder final : public Decoder {
   }
 
   const ModelConfig& config() const override { return weights_.config; }
-  int64_t max_tokens_per_pass() const override { return device_.is_cpu() ? kMaxPassTokensCpu : kMaxPassTokens; }
+  int64_t max_tokens_per_pass() const override {
+    if (device_.is_cpu()) return kMaxPassTokensCpu;
+    return dtype_ == c10::ScalarType::Float ? kMaxPassTokensFloat32 : kMaxPassTokens;
+  }
   absl::Status Reserve(int64_t, int64_t) override { return absl::OkStatus(); }
   absl::StatusOr<at::Tensor> Forward(absl::Span<const Segment> segments) override;
   absl::StatusOr<at::Tensor> Logits(const at::Tensor& hidden) override;
@@ -98,7 +107,7 @@ class AtenDecoder::Context final : public LayerContext {
 
   at::Tensor Project(Projection projection, const at::Tensor& x) override {
     const Linear& linear = weights_[projection];
-    const at::Tensor y = at::matmul(x, linear.weight.t());
+    const at::Tensor y = Multiply(x, linear.weight);
     return linear.bias.defined() ? y + linear.bias : y;
   }
 
@@ -233,7 +242,7 @@ at::Tensor AtenDecoder::Run(absl::Span<const Segment> segments) {
   const ModelConfig& config = weights_.config;
   const Pass pass = MakePass(segments);
   GrowCaches(pass.longest);
-  at::Tensor x = Embed(pass.tokens);
+  at::Tensor x = Embed(pass.tokens).to(at::kFloat);
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
     Context context(*this, pass, i);
     x = RunBlock(config, weights_.layers[i], static_cast<int64_t>(i), x, pass.rope, context);
@@ -257,7 +266,10 @@ absl::StatusOr<at::Tensor> AtenDecoder::Forward(absl::Span<const Segment> segmen
 absl::StatusOr<at::Tensor> AtenDecoder::Logits(const at::Tensor& hidden) {
   try {
     const c10::InferenceMode inference;
-    const at::Tensor logits = at::matmul(hidden, weights_.lm_head.t()).to(at::kFloat);
+    // Not rounded on the way: a bf16 logit of 20 may be wrong by 0.06.
+    const bool rounds = hidden.scalar_type() != at::kFloat;
+    const at::Tensor logits =
+        rounds ? at::mm(hidden, weights_.lm_head.t(), at::kFloat) : Multiply(hidden, weights_.lm_head);
     if (group_ == nullptr) return logits;
     std::vector<int64_t> columns;
     for (int64_t i = 0; i < group_->size(); ++i) {
@@ -274,21 +286,21 @@ absl::StatusOr<at::Tensor> AtenDecoder::Logits(const at::Tensor& hidden) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Decoder>> CreateAtenDecoder(ModelWeights weights, c10::ScalarType compute_dtype,
-                                                           int64_t slots, TensorGroup* group) {
+                                                           int64_t slots, TensorGroup* group, Activations activations) {
   RETORT_CHECK((group != nullptr) == weights.config.shard.has_value());
   try {
-    return std::make_unique<AtenDecoder>(std::move(weights), compute_dtype, slots, group);
+    return std::make_unique<AtenDecoder>(std::move(weights), compute_dtype, slots, group, activations);
   } catch (const c10::Error& error) {
     return absl::ResourceExhaustedError(absl::StrCat("weights: ", error.what_without_backtrace()));
   }
 }
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(ModelWeights weights, c10::ScalarType compute_dtype,
-                                                         int64_t slots, TensorGroup* group) {
+                                                         int64_t slots, TensorGroup* group, Activations activations) {
   if (group == nullptr && weights.embed_tokens.is_cpu() && CpuDecoderSupports(weights.config)) {
     return CreateCpuDecoder(std::move(weights), compute_dtype, slots);
   }
-  return CreateAtenDecoder(std::move(weights), compute_dtype, slots, group);
+  return CreateAtenDecoder(std::move(weights), compute_dtype, slots, group, activations);
 }
 
 }  // namespace retort::internal

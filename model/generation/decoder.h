@@ -31,6 +31,12 @@ struct Segment {
   }
 };
 
+// What a pass computes in where weights are bf16 on a GPU. The CPU's arithmetic is always f32.
+enum class Activations {
+  kFast,     // bf16, but for the residual stream, norms and logits
+  kFloat32,  // f32 throughout: what is rounded are the weights alone, as on the CPU
+};
+
 // Sequences live in slots 0 .. slots - 1. One thread calls it at a time.
 class Decoder {
  public:
@@ -39,7 +45,8 @@ class Decoder {
   // `group`: the ranks that share the model, of which `weights` are one's part; every rank then makes the same calls,
   // and everyone gets the whole logits. Null: nobody. Not owned.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(ModelWeights weights, c10::ScalarType compute_dtype,
-                                                         int64_t slots, TensorGroup* group = nullptr);
+                                                         int64_t slots, TensorGroup* group = nullptr,
+                                                         Activations activations = Activations::kFast);
   virtual ~Decoder() = default;
 
   virtual const ModelConfig& config() const = 0;
@@ -60,6 +67,7 @@ bool CpuDecoderSupports(const ModelConfig& config);
 absl::StatusOr<std::unique_ptr<Decoder>> CreateCpuDecoder(ModelWeights weights, c10::ScalarType compute_dtype,
                                                           int64_t slots);
 absl::StatusOr<std::unique_ptr<Decoder>> CreateAtenDecoder(ModelWeights weights, c10::ScalarType compute_dtype,
-                                                           int64_t slots, TensorGroup* group = nullptr);
+                                                           int64_t slots, TensorGroup* group = nullptr,
+                                                           Activations activations = Activations::kFast);
 
 }  // namespace retort::internal

@@ -28,7 +28,8 @@ Scorer::~Scorer() = default;
 
 absl::StatusOr<std::unique_ptr<Scorer>> Scorer::Create(ModelWeights weights, c10::ScalarType compute_dtype,
                                                        bool beyond_context, TensorGroup* group) {
-  ASSIGN_OR_RETURN(auto decoder, internal::Decoder::Create(std::move(weights), compute_dtype, kSlots, group));
+  ASSIGN_OR_RETURN(auto decoder, internal::Decoder::Create(std::move(weights), compute_dtype, kSlots, group,
+                                                           internal::Activations::kFloat32));
   return std::unique_ptr<Scorer>(new Scorer(std::move(decoder), beyond_context));
 }
 

@@ -19,7 +19,7 @@ class Decoder;
 // One thread calls it at a time. Memory does not grow with the length of the input beyond its KV cache.
 class Scorer {
  public:
-  // As GenerationEngine::Create.
+  // As GenerationEngine::Create, but activations are f32 also where weights are bf16, on a GPU as on the CPU.
   // `beyond_context`: sequences longer than the model's context are scored too (their positions are extrapolated).
   static absl::StatusOr<std::unique_ptr<Scorer>> Create(ModelWeights weights, c10::ScalarType compute_dtype,
                                                         bool beyond_context = false, TensorGroup* group = nullptr);

@@ -220,6 +220,19 @@ def logprobs_of(model, ids):
     return [None] + values[:, 0].tolist()
 
 
+def round_weights(model):
+    """Rounds the weights to bf16 where they are, but for the router's bias, which decides in float32; False: they are bf16 as they stand."""
+    changed = False
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("e_score_correction_bias"):
+                continue
+            values = weight.bfloat16().float()
+            changed |= not torch.equal(values, weight)
+            weight.copy_(values)
+    return changed
+
+
 def greedy_of(model, ids, steps):
     """(new tokens, how far each stood above the second best), a whole forward pass for each, no cache."""
     ids, margins = list(ids), []

@@ -3,6 +3,7 @@
 
 Each case is a folder: config.json (old and new spellings), weights, most with a tokenizer (token 7 is the word "w7"), and expected.json:
   sequences     [{token_ids, logprobs}], float32, eager attention, no cache; one of two tokens, one past the window or the original context
+  bfloat16      where the stored weights are not bf16: the sequences' logprobs in float32 from the weights rounded to bf16
   greedy        [{prompt, token_ids, stop_at}]: 32 tokens, a whole forward pass each, EOS ignored; stop_at is how many tokens there are, the EOS
                 included, when it is not (null: it never comes)
   hidden_norms  {token_ids, embeddings, layers, final_norm}: L2 norm of each token's vector; `layers` are the layers' outputs, before the final
@@ -18,7 +19,7 @@ import shutil
 import sys
 
 import torch
-from family_models import greedy_of, hidden_norms_of, load_reference, logprobs_of, write_model
+from family_models import greedy_of, hidden_norms_of, load_reference, logprobs_of, round_weights, write_model
 
 STEPS = 32
 LEAST_MARGIN = 1e-3
@@ -141,6 +142,10 @@ CASES = {
 }
 
 
+def rounded(logprobs):
+    return [None] + [round(value, 7) for value in logprobs[1:]]
+
+
 def expectations(folder, name, lengths, prompts):
     """expected.json's content, or None where this seed's model is too near to ties."""
     model, precise = load_reference(folder), load_reference(folder, torch.float64)
@@ -152,7 +157,7 @@ def expectations(folder, name, lengths, prompts):
         logprobs = logprobs_of(model, ids)
         if any(abs(own - other) > MOST_ROUNDING for own, other in zip(logprobs[1:], logprobs_of(precise, ids)[1:])):
             return None
-        sequences.append({"token_ids": ids, "logprobs": [None] + [round(value, 7) for value in logprobs[1:]]})
+        sequences.append({"token_ids": ids, "logprobs": rounded(logprobs)})
     eos = json.loads((folder / "config.json").read_text())["eos_token_id"]
     generation = folder / "generation_config.json"
     if generation.exists():
@@ -169,7 +174,10 @@ def expectations(folder, name, lengths, prompts):
     ids = sequences[-1]["token_ids"]
     norms = {kind: [[round(x, 5) for x in row] for row in rows] if kind == "layers" else [round(x, 5) for x in rows]
              for kind, rows in hidden_norms_of(model, ids).items()}
-    return {"sequences": sequences, "greedy": greedy, "hidden_norms": {"token_ids": ids} | norms}
+    expected = {"sequences": sequences, "greedy": greedy, "hidden_norms": {"token_ids": ids} | norms}
+    if round_weights(model):
+        expected["bfloat16"] = [rounded(logprobs_of(model, one["token_ids"])) for one in sequences]
+    return expected
 
 
 def make_case(folder, name):
