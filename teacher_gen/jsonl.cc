@@ -14,6 +14,7 @@
 #include "common/file.h"
 #include "common/json.h"
 #include "common/status.h"
+#include "model/trl_example.h"
 
 namespace retort {
 namespace {
@@ -70,17 +71,18 @@ absl::StatusOr<std::vector<int32_t>> LineToTokens(const Tokenizer* tokenizer, ab
   if (tokenizer == nullptr) {
     return absl::FailedPreconditionError("the model folder has no tokenizer: only \"token_ids\" can be taken");
   }
-  for (const char* key : {"text", "prompt"}) {
-    if (!row.contains(key)) continue;
-    if (!row[key].is_string()) return absl::InvalidArgumentError(absl::StrCat(key, ": must be a string"));
-    return tokenizer->Encode(row[key].get_ref<const std::string&>(), true);
+  // Parsed again, for the order of the keys, which templates may print.
+  auto ordered = nlohmann::ordered_json::parse(line);
+  if (row.contains("prompt") && !row.contains("text") && !row.contains("messages")) {
+    // A prompt is a text or the turns before the answer.
+    ordered[row["prompt"].is_array() ? "messages" : "text"] = ordered["prompt"];
   }
-  if (row.contains("messages")) {
-    if (!row["messages"].is_array()) return absl::InvalidArgumentError("messages: must be a list of messages");
-    // Parsed again, for the order of the keys, which templates may print.
-    const std::string messages = nlohmann::ordered_json::parse(line)["messages"].dump();
-    ASSIGN_OR_RETURN(const std::string text, tokenizer->ApplyChatTemplate(messages, add_generation_prompt));
-    return tokenizer->Encode(text, false);
+  ordered.erase("prompt");
+  if (ordered.contains("text") || ordered.contains("messages")) {
+    if (!ordered.contains("add_generation_prompt")) ordered["add_generation_prompt"] = add_generation_prompt;
+    if (ordered.contains("text")) ordered.erase("messages");
+    ASSIGN_OR_RETURN(TrlExample example, MakeTrlExample(*tokenizer, ordered, {}));
+    return std::move(example.ids);
   }
   return absl::InvalidArgumentError(R"(needs one of "token_ids", "text", "prompt", "messages")");
 }

@@ -20,8 +20,9 @@ namespace retort {
 absl::StatusOr<std::vector<std::string>> ReadLines(const std::string& path);
 
 // The token ids that one input line means (`tokenizer` may be null: then only token_ids will do): {"token_ids"} as they
-// are, {"text"} or {"prompt"} with the tokenizer's special tokens, {"messages"} through the chat template. Errors:
-// kInvalidArgument, kFailedPrecondition (no template).
+// are, {"text"} or {"prompt"} with the tokenizer's special tokens, {"messages"} (or a "prompt" of messages) through the
+// chat template, with the keys of MakeTrlExample's conversations; `add_generation_prompt` is for lines that do not say.
+// Errors: kInvalidArgument, kFailedPrecondition (no template).
 absl::StatusOr<std::vector<int32_t>> LineToTokens(const Tokenizer* tokenizer, absl::string_view line,
                                                   bool add_generation_prompt);
 

@@ -109,6 +109,12 @@ TEST(LineToTokens, ReadsEachForm) {
   EXPECT_THAT(*LineToTokens(&tokenizer, R"({"messages": [{"role": "user", "content": "a"}]})", true),
               ElementsAre(0, 25));
   EXPECT_THAT(*LineToTokens(&tokenizer, R"({"messages": [{"role": "user", "content": "a"}]})", false), ElementsAre(0));
+  EXPECT_THAT(*LineToTokens(&tokenizer, R"({"prompt": [{"role": "user", "content": "a"}]})", true), ElementsAre(0, 25));
+  EXPECT_THAT(
+      *LineToTokens(&tokenizer, R"({"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": false})",
+                    true),
+      ElementsAre(0));
+  EXPECT_THAT(*LineToTokens(&tokenizer, R"({"text": "ab", "add_special_tokens": false})", true), ElementsAre(0, 1));
   for (const char* bad : {"[]", "{}", "{", R"({"token_ids": [1.5]})", R"({"token_ids": [-1]})", R"({"text": 3})",
                           R"({"messages": []})", R"({"messages": "x"})", R"({"token_ids": [99999999999]})"}) {
     EXPECT_FALSE(LineToTokens(&tokenizer, bad, true).ok()) << bad;
