@@ -5,6 +5,7 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 
@@ -49,13 +50,10 @@ absl::StatusOr<c10::Device> ChooseDevice(absl::string_view name) {
   return absl::FailedPreconditionError(absl::StrCat("device \"cuda\": ", WhyNoCuda(), "; use cpu or auto"));
 }
 
-absl::StatusOr<c10::Device> CudaDevice(int rank, int ranks) {
-  const int count = at::detail::getCUDAHooks().deviceCount();
-  if (count < ranks) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(ranks, " ranks need a GPU each, and there are ", count, "; use fewer, or --device cpu"));
-  }
-  return c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank));
+int CudaDevices() { return at::detail::getCUDAHooks().deviceCount(); }
+
+c10::Device CudaDevice(int rank) {
+  return {c10::kCUDA, static_cast<c10::DeviceIndex>(rank % std::max(1, CudaDevices()))};
 }
 
 void SetThreads(int threads) {

@@ -17,8 +17,10 @@ void OpenCudaIfPresent();
 // ("cuda" where there is none; says why).
 absl::StatusOr<c10::Device> ChooseDevice(absl::string_view name);
 
-// The GPU of one of `ranks` processes, a GPU each. Errors: kFailedPrecondition (fewer GPUs than ranks).
-absl::StatusOr<c10::Device> CudaDevice(int rank, int ranks);
+// GPUs that this process sees.
+int CudaDevices();
+// The GPU of one of several processes; where there are fewer GPUs than processes, they share.
+c10::Device CudaDevice(int rank);
 
 // Sets the number of CPU threads of this process's tensor work. The number is part of what makes the bits.
 void SetThreads(int threads);

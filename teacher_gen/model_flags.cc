@@ -57,7 +57,10 @@ absl::StatusOr<std::unique_ptr<RankGroup>> StartRanks(const ModelFlags& flags) {
     RETURN_IF_ERROR(ShardConfig(config, model.tensor_parallel_rank, model.tensor_parallel_size).status());
   }
   ASSIGN_OR_RETURN(const c10::Device device, ChooseDevice(model.device.empty() ? "auto" : model.device));
-  if (device.is_cuda()) RETURN_IF_ERROR(CudaDevice(0, model.tensor_parallel_size).status());
+  if (device.is_cuda() && model.tensor_parallel_rank == 0 && CudaDevices() < model.tensor_parallel_size) {
+    std::fprintf(stderr, "warning: %d ranks share %d GPU(s): that is for trying it out, and slower than one rank\n",
+                 model.tensor_parallel_size, CudaDevices());
+  }
   return RankGroup::Start(model.tensor_parallel_rank, model.tensor_parallel_size, device.is_cuda(), flags.argv);
 }
 

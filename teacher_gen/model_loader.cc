@@ -17,9 +17,7 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   LoadedModel loaded;
   ASSIGN_OR_RETURN(c10::Device device, ChooseDevice(options.device.empty() ? "auto" : options.device));
   const bool shared = options.tensor_parallel_size > 1;
-  if (shared && device.is_cuda()) {
-    ASSIGN_OR_RETURN(device, CudaDevice(options.tensor_parallel_rank, options.tensor_parallel_size));
-  }
+  if (shared && device.is_cuda()) device = CudaDevice(options.tensor_parallel_rank);
   std::string dtype = options.dtype;
   if (dtype.empty()) dtype = device.is_cpu() ? "float32" : "bfloat16";
   if (dtype == "float32") {

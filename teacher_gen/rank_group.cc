@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +15,7 @@
 #include "common/id.h"
 #include "common/status.h"
 #include "model/comm/handshake.h"
+#include "model/device.h"
 
 namespace retort {
 namespace {
@@ -128,7 +130,9 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Start(int rank, int size, 
   }
   ASSIGN_OR_RETURN(group->mesh_, TcpMesh::Connect(*group->listener_, std::move(options)));
   if (cuda) {
-    ASSIGN_OR_RETURN(group->device_, OpenNccl(*group->mesh_, rank));
+    // NCCL refuses two ranks of one host on one GPU: it is told that they are on two. What the user has set stays.
+    if (CudaDevices() < size) setenv("NCCL_HOSTID", absl::StrCat("rank-", rank).c_str(), /*overwrite=*/0);
+    ASSIGN_OR_RETURN(group->device_, OpenNccl(*group->mesh_, CudaDevice(rank).index()));
     group->tensors_ = std::make_unique<TensorGroup>(*group->device_);
   } else {
     group->tensors_ = std::make_unique<TensorGroup>(*group->mesh_);

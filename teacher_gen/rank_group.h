@@ -22,9 +22,9 @@ inline constexpr const char* kRankFlag = "--tensor-parallel-rank";
 
 class RankGroup {
  public:
-  // `argv` is this command's (argv[0] the verb). On the CPU tensors travel by TCP on loopback, on GPUs by NCCL, each
-  // rank with a GPU of its own. Errors: kUnavailable (a rank could not be started, or ended; it says why on standard
-  // error), kFailedPrecondition (no NCCL), kDeadlineExceeded.
+  // `argv` is this command's (argv[0] the verb). On the CPU tensors travel by TCP on loopback, on GPUs by NCCL; where
+  // there are fewer GPUs than ranks, they share (through sockets: slow). Errors: kUnavailable (a rank could not be
+  // started, or ended; it says why on standard error), kFailedPrecondition (no NCCL), kDeadlineExceeded.
   static absl::StatusOr<std::unique_ptr<RankGroup>> Start(int rank, int size, bool cuda,
                                                           const std::vector<std::string>& argv);
   ~RankGroup();

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the golden models of every family on this machine's GPU, in float32 and bfloat16, and times the loading of an 8B model's weights.
+"""Runs the golden models of every family on this machine's GPU, in float32 and bfloat16, some on two ranks through NCCL, and times the loading of an 8B model's weights.
 Python's standard library alone.
 
     tests/gpu/check_models.py --bin-dir build/cuda/bin [--scratch /dev/shm]
@@ -19,6 +19,9 @@ CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "torch_dtype": "bfloat16",
     "tie_word_embeddings": False, "eos_token_id": 128001}
+
+
+TENSOR_PARALLEL = ["llama3_tied", "llama_biases", "qwen2_tied", "phi3_longrope", "deepseek_v3", "deepseek_v2_lite"]
 
 
 def shapes():
@@ -79,10 +82,11 @@ def main():
         failed += not holds
         print(json.dumps({"check": check, "holds": bool(holds), **facts}), flush=True)
 
-    for dtype in ("float32", "bfloat16"):
-        done = subprocess.run([sys.executable, ROOT / "tests" / "golden" / "check_families.py", "--bin-dir", options.bin_dir, "--device", "cuda", "--dtype", dtype],
-                              capture_output=True, text=True)
-        say(f"golden models in {dtype}", done.returncode == 0, lines=done.stdout.strip().splitlines(), errors=done.stderr[-500:])
+    # Where there is one GPU, the two ranks share it.
+    for dtype, ranks in (("float32", 1), ("bfloat16", 1), ("float32", 2)):
+        done = subprocess.run([sys.executable, ROOT / "tests" / "golden" / "check_families.py", "--bin-dir", options.bin_dir, "--device", "cuda", "--dtype", dtype,
+                               "--tensor-parallel-size", str(ranks), *(TENSOR_PARALLEL if ranks > 1 else [])], capture_output=True, text=True)
+        say(f"golden models in {dtype}, {ranks} rank(s)", done.returncode == 0, lines=done.stdout.strip().splitlines(), errors=done.stderr[-500:])
 
     folder = options.scratch / "retort-8b"
     shutil.rmtree(folder, ignore_errors=True)
