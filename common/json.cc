@@ -12,7 +12,8 @@ namespace retort {
 namespace {
 
 constexpr int kMaxDepth = 64;
-constexpr size_t kMaxLineBytes = size_t{64} << 20;
+constexpr size_t kMaxRowBytes = size_t{64} << 20;
+constexpr absl::string_view kBlank = " \t\r\n";
 
 absl::StatusOr<nlohmann::json> Parse(absl::string_view text) {
   bool too_deep = false;
@@ -29,6 +30,131 @@ absl::StatusOr<nlohmann::json> Parse(absl::string_view text) {
     return absl::InvalidArgumentError(absl::StrCat("not valid JSON: ", error.what()));
   }
 }
+
+using RowFunction = std::function<absl::Status(int64_t line, absl::string_view text, const nlohmann::json& row)>;
+
+absl::Status TooLarge(const std::string& where) {
+  return absl::InvalidArgumentError(absl::StrCat(where, ": the row is over ", kMaxRowBytes, " bytes"));
+}
+
+absl::Status CallRow(const std::string& path, int64_t line, absl::string_view text, const RowFunction& row) {
+  const std::string where = absl::StrCat(path, ":", line);
+  auto value = Parse(text);
+  if (!value.ok()) return WithContext(value.status(), where);
+  if (const absl::Status status = row(line, text, *value); !status.ok()) return WithContext(status, where);
+  return absl::OkStatus();
+}
+
+absl::Status ReadFailed(const std::string& path, int64_t line) {
+  return absl::InternalError(absl::StrCat("read ", path, ": failed after line ", line));
+}
+
+absl::Status ForEachLine(std::istream& file, const std::string& path, const RowFunction& row) {
+  std::string text;
+  int64_t line = 0;
+  while (std::getline(file, text)) {
+    ++line;
+    if (text.size() > kMaxRowBytes) return TooLarge(absl::StrCat(path, ":", line));
+    if (!text.empty() && text.back() == '\r') text.pop_back();
+    if (text.find_first_not_of(" \t") == std::string::npos) continue;
+    RETURN_IF_ERROR(CallRow(path, line, text, row));
+  }
+  if (file.bad()) return ReadFailed(path, line);
+  return absl::OkStatus();
+}
+
+// The elements of the list that the file is, one at a time. Cuts them where commas and brackets outside of strings say;
+// whether they are JSON is for the parser.
+class ListReader {
+ public:
+  ListReader(std::istream& file, const std::string& path, const RowFunction& row)
+      : file_(file), path_(path), row_(row) {}
+
+  absl::Status Run() {
+    while (true) {
+      int c = file_.get();
+      if (file_.bad()) return ReadFailed(path_, line_);
+      if (c == EOF) return Wrong("the list does not end: ] is missing");
+      if (c == '[' && !opened_) {
+        opened_ = true;
+        continue;
+      }
+      if (!opened_) {  // blank, as who calls has seen
+        line_ += c == '\n' ? 1 : 0;
+        continue;
+      }
+      if (!quoted_ && depth_ == 0 && (c == ',' || c == ']')) {
+        RETURN_IF_ERROR(Flush(c == ']'));
+        if (c == ']') return ExpectEnd();
+        continue;
+      }
+      RETURN_IF_ERROR(Take(static_cast<char>(c)));
+    }
+  }
+
+ private:
+  absl::Status Wrong(absl::string_view what) const {
+    return absl::InvalidArgumentError(absl::StrCat(path_, ":", line_, ": ", what));
+  }
+
+  absl::Status Take(char c) {
+    if (element_.empty() && kBlank.find(c) == absl::string_view::npos) begins_ = line_;
+    if (quoted_) {
+      quoted_ = escaped_ || c != '"';
+      escaped_ = !escaped_ && c == '\\';
+    } else if (c == '"') {
+      quoted_ = true;
+    } else if (c == '{' || c == '[') {
+      ++depth_;
+    } else if (c == '}' || c == ']') {
+      --depth_;
+    }
+    if (c == '\n') ++line_;
+    if (!quoted_ && c != '"' && kBlank.find(c) != absl::string_view::npos) {
+      // One blank stands for all, so that a row is a line wherever it goes.
+      if (!element_.empty() && element_.back() != ' ') element_ += ' ';
+      return absl::OkStatus();
+    }
+    if (depth_ < 0) return Wrong("not valid JSON: } without its {");
+    if (element_.size() >= kMaxRowBytes) return TooLarge(absl::StrCat(path_, ":", begins_));
+    element_ += c;
+    return absl::OkStatus();
+  }
+
+  absl::Status Flush(bool last) {
+    if (element_.empty()) {
+      if (last && rows_ == 0) return absl::OkStatus();
+      return Wrong("a comma without a row after or before it");
+    }
+    ++rows_;
+    if (element_.back() == ' ') element_.pop_back();
+    RETURN_IF_ERROR(CallRow(path_, begins_, element_, row_));
+    element_.clear();
+    return absl::OkStatus();
+  }
+
+  absl::Status ExpectEnd() {
+    for (int c = file_.get(); c != EOF; c = file_.get()) {
+      if (c == '\n') ++line_;
+      if (kBlank.find(static_cast<char>(c)) == absl::string_view::npos) {
+        return Wrong("text after the list's end; a file is one JSON list, or one row a line");
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  std::istream& file_;
+  const std::string& path_;
+  const RowFunction& row_;
+  std::string element_;
+  int64_t line_ = 1;
+  int64_t begins_ = 1;
+  int64_t rows_ = 0;
+  int depth_ = 0;
+  bool opened_ = false;
+  bool quoted_ = false;
+  bool escaped_ = false;
+};
 
 }  // namespace
 
@@ -49,21 +175,12 @@ absl::Status ForEachJsonLine(
   errno = 0;
   std::ifstream file(path, std::ios::binary);
   if (!file) return ErrnoStatus(absl::StrCat("open ", path), errno == 0 ? EIO : errno);
-  std::string text;
-  int64_t line = 0;
-  while (std::getline(file, text)) {
-    ++line;
-    const std::string where = absl::StrCat(path, ":", line);
-    if (text.size() > kMaxLineBytes)
-      return absl::InvalidArgumentError(absl::StrCat(where, ": line is over ", kMaxLineBytes, " bytes"));
-    if (!text.empty() && text.back() == '\r') text.pop_back();
-    if (text.find_first_not_of(" \t") == std::string::npos) continue;
-    auto value = Parse(text);
-    if (!value.ok()) return WithContext(value.status(), where);
-    if (const absl::Status status = row(line, text, *value); !status.ok()) return WithContext(status, where);
-  }
-  if (file.bad()) return absl::InternalError(absl::StrCat("read ", path, ": failed after line ", line));
-  return absl::OkStatus();
+  int first = file.get();
+  while (first != EOF && kBlank.find(static_cast<char>(first)) != absl::string_view::npos) first = file.get();
+  if (first == EOF && file.bad()) return ReadFailed(path, 0);
+  file.clear();
+  file.seekg(0);
+  return first == '[' ? ListReader(file, path, row).Run() : ForEachLine(file, path, row);
 }
 
 }  // namespace retort

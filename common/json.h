@@ -19,7 +19,8 @@ absl::StatusOr<nlohmann::json> ParseJson(absl::string_view text, absl::string_vi
 absl::StatusOr<nlohmann::json> ReadJsonFile(const std::string& path);
 
 // Calls `row` with each non-blank line of a JSONL file and its 1-based number; stops at the first error and puts
-// "<path>:<line>: " before it. Lines over 64 MiB are refused.
+// "<path>:<line>: " before it. Rows over 64 MiB are refused. A file that begins with "[" is one JSON list, whose
+// elements are the rows; `line` is then where an element begins, and `text` the element in one line.
 absl::Status ForEachJsonLine(
     const std::string& path,
     const std::function<absl::Status(int64_t line, absl::string_view text, const nlohmann::json& row)>& row);

@@ -18,6 +18,7 @@
 #include "model/lora.h"
 #include "model/safetensors.h"
 #include "model/torch_status.h"
+#include "model/vocabulary.h"
 
 namespace retort {
 namespace {
@@ -246,7 +247,7 @@ LoraAdapter JoinFrozen(const LoraAdapter& adapter) {
 
 }  // namespace
 
-absl::StatusOr<LoraAdapter> LoadAdapter(const std::string& folder, const ModelConfig& model,
+absl::StatusOr<LoraAdapter> LoadAdapter(const std::string& folder, const ModelConfig& base,
                                         const LoadAdapterOptions& options) {
   const std::string config_path = absl::StrCat(folder, "/", kConfigFile);
   const std::string tensor_path = absl::StrCat(folder, "/", kTensorFile);
@@ -262,6 +263,9 @@ absl::StatusOr<LoraAdapter> LoadAdapter(const std::string& folder, const ModelCo
   ASSIGN_OR_RETURN(const ordered_json object, ReadConfig(config_path));
   auto parsed = internal::ParseAdapterConfig(object);
   if (!parsed.ok()) return WithContext(parsed.status(), config_path);
+  // Tokens may have been added for the adapter.
+  ModelConfig model = base;
+  ASSIGN_OR_RETURN(model.vocab_size, VocabularyUnder(folder, base));
   LoraAdapter adapter;
   adapter.config = std::move(parsed->config);
   RETURN_IF_ERROR(WithContext(ResolveTargets(model, adapter.config, /*strict=*/false), config_path));

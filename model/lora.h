@@ -110,8 +110,9 @@ struct LoadAdapterOptions {
   bool keep_frozen = false;
 };
 
-// PEFT folder: adapter_config.json and adapter_model.safetensors ("base_model.model.<module>.lora_A.weight"). What is
-// not supported is refused by its key. Errors: kNotFound, kInvalidArgument, kUnimplemented.
+// PEFT folder: adapter_config.json and adapter_model.safetensors ("base_model.model.<module>.lora_A.weight"). Its
+// embeddings may have more rows than the model's: PrepareBase and MergeAdapter then let the model grow. What is not
+// supported is refused by its key. Errors: kNotFound, kInvalidArgument, kUnimplemented.
 absl::StatusOr<LoraAdapter> LoadAdapter(const std::string& folder, const ModelConfig& model,
                                         const LoadAdapterOptions& options = {});
 // Writes both files into an existing folder. The same adapter gives the same bytes. A frozen part is joined to the
@@ -123,7 +124,7 @@ absl::Status SaveAdapter(const LoraAdapter& adapter, const std::string& folder);
 absl::Status CompletePissa(const ModelWeights& weights, LoraAdapter& adapter);
 
 // Makes `weights` the base that the adapter was made for: takes PiSSA's frozen part out of them, puts embeddings that
-// it brings along in.
+// it brings along in, and gives the model as many rows of embeddings as the adapter has.
 absl::Status PrepareBase(const LoraAdapter& adapter, ModelWeights& weights);
 
 // Puts the adapter into the weights, computed in f32 and rounded once to the weights' dtype. Tensors are replaced, not

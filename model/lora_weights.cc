@@ -12,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "common/status.h"
 #include "model/torch_status.h"
+#include "model/vocabulary.h"
 
 namespace retort {
 namespace {
@@ -168,6 +169,7 @@ absl::Status PrepareBase(const LoraAdapter& adapter, ModelWeights& weights) {
   if (adapter.config.init_lora_weights == "pissa") {
     return absl::InvalidArgumentError("prepare base: the frozen parts of a PiSSA adapter have not been found");
   }
+  RETURN_IF_ERROR(GrowVocabulary(VocabularyUnder(adapter, weights.config), weights));
   for (const auto& [name, pair] : adapter.modules) {
     if (!pair.frozen_a.defined()) continue;
     at::Tensor* weight = WeightOf(weights, name);
@@ -190,6 +192,7 @@ absl::Status MergeAdapter(const LoraAdapter& adapter, ModelWeights& weights) {
     RETURN_IF_ERROR(CompletePissa(weights, complete));
     return MergeAdapter(complete, weights);
   }
+  RETURN_IF_ERROR(GrowVocabulary(VocabularyUnder(adapter, weights.config), weights));
   for (const auto& [name, pair] : adapter.modules) {
     RETURN_IF_ERROR(CatchTorchErrors(absl::StrCat("merge ", name), [&] {
       return MergeModule(name, pair, ScalingOf(adapter.config, name), weights);

@@ -9,6 +9,7 @@
 #include "common/json.h"
 #include "common/status.h"
 #include "model/safetensors.h"
+#include "model/tokenizer_folder.h"
 #include "model/torch_status.h"
 #include "model/weights.h"
 
@@ -22,16 +23,7 @@ constexpr uint64_t kMaxShardBytes = 5'000'000'000;
 // Smaller files are hashed anew each time: reading them costs less than trusting a cache.
 constexpr uint64_t kCachedHashBytes = 1 << 20;
 
-constexpr const char* kCopiedFiles[] = {"generation_config.json",
-                                        "tokenizer.json",
-                                        "tokenizer_config.json",
-                                        "special_tokens_map.json",
-                                        "added_tokens.json",
-                                        "tokenizer.model",
-                                        "vocab.json",
-                                        "merges.txt",
-                                        "chat_template.jinja",
-                                        "chat_template.json"};
+constexpr const char* kGenerationFile = "generation_config.json";
 
 const char* DtypeName(c10::ScalarType dtype) {
   switch (dtype) {
@@ -80,7 +72,7 @@ json ConfigToJson(const ModelConfig& config) {
 }
 
 absl::Status CopyConfigFiles(const ModelWeights& weights, c10::ScalarType dtype, const std::string& source_folder,
-                             const std::string& folder) {
+                             const std::string& folder, const std::string& tokenizer_folder) {
   json config;
   if (source_folder.empty()) {
     if (weights.config.model_type != "llama") {
@@ -92,15 +84,16 @@ absl::Status CopyConfigFiles(const ModelWeights& weights, c10::ScalarType dtype,
   std::error_code error;
   if (!source_folder.empty()) {
     ASSIGN_OR_RETURN(config, ReadJsonFile(absl::StrCat(source_folder, "/config.json")));
-    for (const char* name : kCopiedFiles) {
-      const fs::path from = fs::path(source_folder) / name;
-      if (!fs::exists(from, error)) continue;
-      fs::copy_file(from, fs::path(folder) / name, error);
-      if (error) return ErrnoStatus(absl::StrCat("copy ", from.string()), error.value());
+    const fs::path generation = fs::path(source_folder) / kGenerationFile;
+    if (fs::exists(generation, error)) {
+      fs::copy_file(generation, fs::path(folder) / kGenerationFile, error);
+      if (error) return ErrnoStatus(absl::StrCat("copy ", generation.string()), error.value());
     }
+    RETURN_IF_ERROR(CopyTokenizerFiles(tokenizer_folder.empty() ? source_folder : tokenizer_folder, folder));
   }
   // What was widened or set aside is not there any more.
   config.erase("quantization_config");
+  config["vocab_size"] = weights.config.vocab_size;
   config["tie_word_embeddings"] = weights.config.tie_word_embeddings;
   if (weights.config.mtp_layers > 0) config["num_nextn_predict_layers"] = 0;
   // Where both spellings stand, transformers reads the newer one.
@@ -148,7 +141,7 @@ absl::Status WriteWeights(const ModelWeights& weights, c10::ScalarType dtype, co
 // Whether a file's bytes decide what the model says.
 bool IsPartOfRevision(const std::string& name) {
   if (name == "config.json" || name == "model.safetensors.index.json" || name.ends_with(".safetensors")) return true;
-  return std::find(std::begin(kCopiedFiles), std::end(kCopiedFiles), name) != std::end(kCopiedFiles);
+  return name == kGenerationFile || IsTokenizerFile(name);
 }
 
 // A cache entry that is unreadable or stale is passed over: the hash is then computed.
@@ -178,13 +171,13 @@ absl::StatusOr<std::string> HashOfFile(const fs::path& path, const std::string& 
 }  // namespace
 
 absl::Status SaveModelFolder(const ModelWeights& weights, c10::ScalarType dtype, const std::string& source_folder,
-                             const std::string& folder) {
+                             const std::string& folder, const std::string& tokenizer_folder) {
   std::error_code error;
   if (fs::exists(folder, error))
     return absl::AlreadyExistsError(absl::StrCat("save model: ", folder, " exists already"));
   const std::string partial = absl::StrCat(folder, ".partial.", RandomHex(8));
   absl::Status status = MakeFolders(partial);
-  if (status.ok()) status = CopyConfigFiles(weights, dtype, source_folder, partial);
+  if (status.ok()) status = CopyConfigFiles(weights, dtype, source_folder, partial, tokenizer_folder);
   if (status.ok()) {
     status =
         CatchTorchErrors(absl::StrCat("save model ", folder), [&] { return WriteWeights(weights, dtype, partial); });

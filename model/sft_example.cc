@@ -6,6 +6,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
 #include "common/status.h"
 
@@ -116,45 +117,67 @@ absl::StatusOr<std::string> Column(const json& row, const std::string& name) {
   return found->dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
+// A text, then a column's value; the last piece has no column.
+struct Piece {
+  std::string text;
+  std::string column;
+};
+
+absl::StatusOr<std::vector<Piece>> ParseTemplate(const SftOptions& options) {
+  const std::string& source = options.prompt_template;
+  const auto wrong = [](absl::string_view what) {
+    return absl::InvalidArgumentError(absl::StrCat("prompt_template: ", what));
+  };
+  std::vector<Piece> pieces(1);
+  size_t unnamed = 0;
+  for (size_t i = 0; i < source.size(); ++i) {
+    const char c = source[i];
+    if ((c == '{' || c == '}') && i + 1 < source.size() && source[i + 1] == c) {
+      pieces.back().text += c;
+      ++i;
+    } else if (c == '{') {
+      const size_t end = source.find('}', i);
+      if (end == std::string::npos) return wrong("a { without its }; write {{ for a brace");
+      std::string name = source.substr(i + 1, end - i - 1);
+      if (name.empty()) {
+        if (unnamed >= options.prompt_template_fields.size()) {
+          return wrong(absl::StrCat("more {} than the ", options.prompt_template_fields.size(),
+                                    " columns of prompt_template_fields"));
+        }
+        name = options.prompt_template_fields[unnamed++];
+      }
+      pieces.back().column = std::move(name);
+      pieces.emplace_back();
+      i = end;
+    } else if (c == '}') {
+      return wrong("a } without its {; write }} for a brace");
+    } else {
+      pieces.back().text += c;
+    }
+  }
+  if (pieces.size() == 1) return wrong("has no slot; {} takes the next of prompt_template_fields, {name} that column");
+  if (unnamed < options.prompt_template_fields.size()) {
+    return wrong(absl::StrCat("has ", unnamed, " {} for the ", options.prompt_template_fields.size(),
+                              " columns of prompt_template_fields"));
+  }
+  return pieces;
+}
+
 struct Filled {
   std::string text;
   size_t last_slot = 0;  // where its value begins
 };
 
 absl::StatusOr<Filled> FillTemplate(const json& row, const SftOptions& options) {
-  const std::string& source = options.prompt_template;
+  ASSIGN_OR_RETURN(const std::vector<Piece> pieces, ParseTemplate(options));
   Filled filled;
-  size_t used = 0;
-  bool any = false;
-  for (size_t i = 0; i < source.size(); ++i) {
-    const char c = source[i];
-    if ((c == '{' || c == '}') && i + 1 < source.size() && source[i + 1] == c) {
-      filled.text += c;
-      ++i;
-    } else if (c == '{') {
-      const size_t end = source.find('}', i);
-      if (end == std::string::npos) return absl::InvalidArgumentError("prompt_template: a { without its }");
-      std::string name = source.substr(i + 1, end - i - 1);
-      if (name.empty()) {
-        if (used >= options.prompt_template_fields.size()) {
-          return absl::InvalidArgumentError(absl::StrCat("prompt_template: more {} than the ",
-                                                         options.prompt_template_fields.size(),
-                                                         " columns of prompt_template_fields"));
-        }
-        name = options.prompt_template_fields[used++];
-      }
-      ASSIGN_OR_RETURN(const std::string value, Column(row, name));
-      filled.last_slot = filled.text.size();
-      filled.text += value;
-      any = true;
-      i = end;
-    } else if (c == '}') {
-      return absl::InvalidArgumentError("prompt_template: a } without its {; write }} for a brace");
-    } else {
-      filled.text += c;
-    }
+  for (size_t i = 0; i + 1 < pieces.size(); ++i) {
+    filled.text += pieces[i].text;
+    filled.last_slot = filled.text.size();
+    ASSIGN_OR_RETURN(const std::string value, Column(row, pieces[i].column));
+    filled.text += value;
   }
-  if (!any) return absl::InvalidArgumentError("prompt_template: has no slot");
+  filled.text += pieces.back().text;
   return filled;
 }
 
@@ -195,6 +218,12 @@ json Conversation(const json& row) {
 
 absl::StatusOr<TrainingExample> Trained(const Tokenizer& tokenizer, const json& row, const SftOptions& options) {
   if (!options.prompt_template.empty()) return FromTemplate(tokenizer, row, options);
+  if (row.contains("messages") && row.contains("prompt") && row.value("completion", json()).is_null()) {
+    // The prompt's text beside the whole conversation, as some collections have it.
+    json conversation = row;
+    conversation.erase("prompt");
+    return Trained(tokenizer, conversation, options);
+  }
   if (!options.assistant_only_loss && options.completion_only_loss.value_or(true)) {
     if (const json conversation = Conversation(row); !conversation.is_null()) {
       return ExampleFromMessages(tokenizer, conversation);
@@ -204,21 +233,35 @@ absl::StatusOr<TrainingExample> Trained(const Tokenizer& tokenizer, const json& 
   trl.labels = true;
   trl.assistant_only = options.assistant_only_loss;
   trl.completion_only = options.completion_only_loss.value_or(true);
-  ASSIGN_OR_RETURN(TrlExample example, MakeTrlExample(tokenizer, row, trl));
-  return FromTrl(std::move(example));
+  auto example = MakeTrlExample(tokenizer, row, trl);
+  if (!example.ok()) {
+    // What decides it in a job.
+    const std::string message(example.status().message());
+    return absl::Status(example.status().code(),
+                        absl::StrReplaceAll(message, {{"loss_on: assistant ", "assistant_only_loss "},
+                                                      {"loss_on: ", "assistant_only_loss: "}}));
+  }
+  return FromTrl(*std::move(example));
 }
 
 }  // namespace
 
-absl::StatusOr<TrainingExample> ExampleFromRow(const Tokenizer& tokenizer, const json& row, const SftOptions& options) {
+absl::StatusOr<std::vector<std::string>> PromptTemplateColumns(const SftOptions& options) {
+  ASSIGN_OR_RETURN(const std::vector<Piece> pieces, ParseTemplate(options));
+  std::vector<std::string> columns;
+  for (size_t i = 0; i + 1 < pieces.size(); ++i) columns.push_back(pieces[i].column);
+  return columns;
+}
+
+absl::StatusOr<TrainingExample> ExampleFromRow(const Tokenizer& tokenizer, const json& row, const SftOptions& options,
+                                               int64_t vocab_size) {
   if (!row.is_object()) return absl::InvalidArgumentError("the row is not a JSON object");
-  if (row.contains("input_ids")) return ExampleFromTokens(row, tokenizer.vocab_size());
+  if (options.prompt_template.empty() && row.contains("input_ids") && !row["input_ids"].is_null()) {
+    return ExampleFromTokens(row, vocab_size < 0 ? tokenizer.vocab_size() : vocab_size);
+  }
   ASSIGN_OR_RETURN(TrainingExample example, Trained(tokenizer, row, options));
   if (!options.train_on_eos) {
     std::replace(example.labels.begin(), example.labels.end(), tokenizer.eos_token_id(), kIgnoreLabel);
-  }
-  if (std::all_of(example.labels.begin(), example.labels.end(), [](int32_t label) { return label == kIgnoreLabel; })) {
-    return absl::InvalidArgumentError("nothing of the row is trained");
   }
   return example;
 }

@@ -43,9 +43,13 @@ struct SftOptions {
 };
 
 // {"input_ids", "labels"?, "position_ids"?}, {"messages"}, {"prompt", "completion"}, {"text"}, or any columns for a
-// template. Errors: kInvalidArgument.
+// template. Ids that a row gives are below `vocab_size`; negative: the tokenizer's. Errors: kInvalidArgument.
 absl::StatusOr<TrainingExample> ExampleFromRow(const Tokenizer& tokenizer, const nlohmann::ordered_json& row,
-                                               const SftOptions& options);
+                                               const SftOptions& options, int64_t vocab_size = -1);
+
+// The columns that a prompt template takes, in the order of its slots. Errors: kInvalidArgument (a brace without its
+// other, no slot, other than as many {} as prompt_template_fields has columns).
+absl::StatusOr<std::vector<std::string>> PromptTemplateColumns(const SftOptions& options);
 
 // Rows are ordered: templates may print a message's keys. {"messages": [...]}, the last of role assistant: only that
 // turn is trained, with what ends it (EOS, as the template writes it), and its content stands in the ids exactly as

@@ -116,7 +116,7 @@ absl::StatusOr<ordered_json> ParseVariables(const ChatOptions& options) {
 
 class HfTokenizer final : public Tokenizer {
  public:
-  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& folder, absl::Time now);
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& folder, const TokenizerOptions& options);
 
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, bool add_special_tokens) const override;
   absl::StatusOr<std::vector<std::vector<int32_t>>> EncodeBatch(const std::vector<std::string>& texts,
@@ -140,8 +140,11 @@ class HfTokenizer final : public Tokenizer {
   std::string eos_token() const override {
     return folder_.special_tokens.contains("eos_token") ? folder_.special_tokens["eos_token"].get<std::string>() : "";
   }
+  const TokenAdditions& additions() const override { return additions_; }
+  absl::StatusOr<std::map<std::string, std::string>> Files() const override;
 
  private:
+  absl::Status AddTokens(const TokenizerOptions& options);
   absl::StatusOr<std::vector<std::vector<int32_t>>> EncodeSlices(const std::vector<RetortSlice>& texts,
                                                                  bool add_special_tokens) const;
   // `given`: a text, a name or empty.
@@ -153,14 +156,16 @@ class HfTokenizer final : public Tokenizer {
   TokenizerFolder folder_;
   std::unique_ptr<RetortTokenizer, FreeTokenizer> tokenizer_;
   int32_t eos_token_id_ = -1;
+  TokenAdditions additions_;
   mutable absl::Mutex mu_;
   mutable std::deque<std::shared_ptr<const Template>> templates_ ABSL_GUARDED_BY(mu_);  // last used first, few
 };
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> HfTokenizer::Load(const std::string& folder, absl::Time now) {
+absl::StatusOr<std::unique_ptr<Tokenizer>> HfTokenizer::Load(const std::string& folder,
+                                                             const TokenizerOptions& options) {
   auto loaded = std::make_unique<HfTokenizer>();
   loaded->path_ = folder;
-  loaded->now_ = now;
+  loaded->now_ = options.now;
   ASSIGN_OR_RETURN(loaded->folder_, ReadTokenizerFolder(folder));
   TokenizerFolder& read = loaded->folder_;
   RetortBytes message{};
@@ -174,12 +179,54 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> HfTokenizer::Load(const std::string& 
   loaded->tokenizer_.reset(tokenizer);
   read.tokenizer_json = std::string();
   read.added_tokens = json();
+  RETURN_IF_ERROR(loaded->AddTokens(options));
   if (const std::string eos = loaded->eos_token(); !eos.empty()) loaded->eos_token_id_ = loaded->TokenToId(eos);
   // A template that cannot be compiled is better known before there is work.
   if (const auto found = read.named.find("default"); found != read.named.end() && !found->second.empty()) {
     RETURN_IF_ERROR(loaded->Compile(found->second, read.template_source).status());
   }
   return loaded;
+}
+
+absl::Status HfTokenizer::AddTokens(const TokenizerOptions& options) {
+  if (options.add_tokens.empty() && options.add_special_tokens.empty()) return absl::OkStatus();
+  const std::string what = absl::StrCat("add tokens to ", path_);
+  const auto all_ids = [&]() -> absl::StatusOr<std::vector<int32_t>> {
+    RetortIds ids{};
+    RetortBytes message{};
+    const int32_t code = retort_tokenizer_all_ids(tokenizer_.get(), &ids, &message);
+    if (code != kRetortFfiOk) return ToStatus(code, what, message);
+    std::vector<int32_t> list(ids.data, ids.data + ids.size);
+    retort_ids_free(ids);
+    return list;
+  };
+  ASSIGN_OR_RETURN(additions_.ids_before, all_ids());
+  for (const bool special : {false, true}) {
+    json tokens = json::array();
+    const auto& texts = special ? options.add_special_tokens : options.add_tokens;
+    for (const std::string& text : texts) tokens.push_back({{"content", text}, {"special", special}});
+    const std::string list = tokens.dump(-1, ' ', false, json::error_handler_t::replace);
+    RetortIds ids{}, known{};
+    RetortBytes message{};
+    const int32_t code = retort_tokenizer_add(tokenizer_.get(), Slice(list), &ids, &known, &message);
+    if (code != kRetortFfiOk) return ToStatus(code, what, message);
+    for (size_t i = 0; i < texts.size(); ++i) {
+      additions_.tokens.push_back({texts[i], static_cast<int32_t>(ids.data[i]), known.data[i] != 0});
+    }
+    retort_ids_free(ids);
+    retort_ids_free(known);
+  }
+  ASSIGN_OR_RETURN(const std::vector<int32_t> after, all_ids());
+  if (!after.empty()) additions_.rows = int64_t{after.back()} + 1;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::map<std::string, std::string>> HfTokenizer::Files() const {
+  RetortBytes text{};
+  RetortBytes message{};
+  const int32_t code = retort_tokenizer_to_json(tokenizer_.get(), &text, &message);
+  if (code != kRetortFfiOk) return ToStatus(code, absl::StrCat("save the tokenizer of ", path_), message);
+  return TokenizerFiles(folder_, Take(text));
 }
 
 absl::StatusOr<std::shared_ptr<const Template>> HfTokenizer::Compile(const std::string& source,
@@ -377,8 +424,27 @@ absl::StatusOr<MarkedTokens> Tokenizer::EncodeMarked(absl::string_view, bool, co
   return absl::UnimplementedError("this tokenizer marks no tokens");
 }
 
+bool TokenAdditions::any_new() const {
+  return std::any_of(tokens.begin(), tokens.end(), [](const Token& token) { return !token.known; });
+}
+
+const TokenAdditions& Tokenizer::additions() const {
+  static const auto* const kNone = new TokenAdditions;
+  return *kNone;
+}
+
+absl::StatusOr<std::map<std::string, std::string>> Tokenizer::Files() const {
+  return absl::UnimplementedError("this tokenizer has no files");
+}
+
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& folder, absl::Time now) {
-  return HfTokenizer::Load(folder, now);
+  TokenizerOptions options;
+  options.now = now;
+  return HfTokenizer::Load(folder, options);
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& folder, const TokenizerOptions& options) {
+  return HfTokenizer::Load(folder, options);
 }
 
 std::string MessagesToJson(const std::vector<ChatMessage>& messages) {

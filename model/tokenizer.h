@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -49,6 +50,27 @@ struct MarkedTokens {
   std::vector<bool> marked;  // as long as ids
 };
 
+struct TokenizerOptions {
+  absl::Time now = absl::Now();
+  // Added to what the folder has, as transformers' add_tokens does: those that it lacks get the ids after its highest.
+  std::vector<std::string> add_tokens;
+  std::vector<std::string> add_special_tokens;
+};
+
+// What add_tokens and add_special_tokens came to.
+struct TokenAdditions {
+  struct Token {
+    std::string text;
+    int32_t id = 0;
+    bool known = false;  // had this id before
+  };
+  std::vector<Token> tokens;        // add_tokens, then add_special_tokens
+  std::vector<int32_t> ids_before;  // of the folder's own tokens, ascending
+  int64_t rows = 0;                 // that embeddings need for all ids
+
+  bool any_new() const;
+};
+
 // Texts longer than this are refused: a tokenizer needs a hundred times the size of one long word.
 inline constexpr size_t kMaxTextBytes = size_t{8} << 20;
 
@@ -61,6 +83,7 @@ class Tokenizer {
   // chat template is fine until one is asked for. `now` is what templates take for the present (strftime_now, in UTC):
   // a job gives the same to all of its processes, so that their prompts agree. Errors: kNotFound, kInvalidArgument.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& folder, absl::Time now = absl::Now());
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& folder, const TokenizerOptions& options);
   virtual ~Tokenizer() = default;
 
   virtual absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, bool add_special_tokens) const = 0;
@@ -89,6 +112,12 @@ class Tokenizer {
   virtual int32_t TokenToId(absl::string_view token) const = 0;
   virtual int32_t eos_token_id() const = 0;  // tokenizer_config.json's eos_token; -1: none
   virtual std::string eos_token() const { return ""; }
+
+  // Empty where nothing was asked for.
+  virtual const TokenAdditions& additions() const;
+  // The files of a folder that AutoTokenizer makes this tokenizer of, by name: for an adapter that needs its own. The
+  // base class's fails with kUnimplemented.
+  virtual absl::StatusOr<std::map<std::string, std::string>> Files() const;
 };
 
 std::string MessagesToJson(const std::vector<ChatMessage>& messages);

@@ -173,6 +173,22 @@ TokenizerClass ChooseTokenizerClass(absl::string_view named, absl::string_view m
   return TokenizerClass::kAsFile;
 }
 
+std::string SavedTokenizerClass(TokenizerClass chosen, absl::string_view named, absl::string_view model_type) {
+  switch (chosen) {
+    case TokenizerClass::kLlama:
+      return "LlamaTokenizer";
+    case TokenizerClass::kQwen2:
+      return "Qwen2Tokenizer";
+    case TokenizerClass::kGpt2:
+      return "GPT2Tokenizer";
+    case TokenizerClass::kAsFile:
+      break;
+  }
+  // A name that did not count beside its config.json must not begin to count without it.
+  const bool counts = !named.empty() && !Holds(kAsFileTypes, model_type);
+  return counts ? std::string(named) : "PreTrainedTokenizerFast";
+}
+
 json DefaultSpecialTokens(TokenizerClass chosen) {
   constexpr const char* kEnd = "<|endoftext|>";
   switch (chosen) {

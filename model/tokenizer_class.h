@@ -19,6 +19,9 @@ enum class TokenizerClass {
 // given.
 TokenizerClass ChooseTokenizerClass(absl::string_view named, absl::string_view model_type);
 
+// What a saved tokenizer_config.json says for tokenizer_class, beside no config.json, so that the same class is chosen.
+std::string SavedTokenizerClass(TokenizerClass chosen, absl::string_view named, absl::string_view model_type);
+
 // The special tokens that the class takes where none are given.
 nlohmann::json DefaultSpecialTokens(TokenizerClass chosen);
 

@@ -28,6 +28,11 @@ constexpr int64_t kMaxTokenizerBytes = int64_t{256} << 20;
 constexpr int64_t kMaxTemplateBytes = int64_t{4} << 20;
 constexpr int kMaxTemplates = 100;
 
+constexpr const char* kTemplatesFolder = "additional_chat_templates";
+constexpr const char* kTokenizerFiles[] = {"tokenizer.json",    "tokenizer_config.json", "special_tokens_map.json",
+                                           "added_tokens.json", "tokenizer.model",       "vocab.json",
+                                           "merges.txt",        "chat_template.jinja",   "chat_template.json"};
+
 constexpr const char* kNamedTokens[] = {"bos_token", "eos_token", "unk_token", "sep_token",
                                         "pad_token", "cls_token", "mask_token"};
 
@@ -216,7 +221,7 @@ json TokensToAdd(const Tokens& tokens, const json& known, TokenizerClass chosen)
 
 absl::Status ReadTemplates(const std::string& folder, const json& config, TokenizerFolder* read) {
   const std::string main = absl::StrCat(folder, "/chat_template.jinja");
-  const std::string others = absl::StrCat(folder, "/additional_chat_templates");
+  const std::string others = absl::StrCat(folder, "/", kTemplatesFolder);
   std::map<std::string, std::string> files;
   if (Exists(main)) files["default"] = main;
   std::error_code error;
@@ -304,6 +309,25 @@ json PostProcessor(const json& config, const Tokens& tokens, const json& vocab, 
   json pair = single;
   pair.push_back({{"Sequence", {{"id", "B"}, {"type_id", 1}}}});
   return {{"type", "TemplateProcessing"}, {"single", single}, {"pair", pair}, {"special_tokens", special}};
+}
+
+// As save_pretrained() writes it, beside tokenizer.json, which knows what add_bos_token came to.
+json SavedConfig(json config, const Tokens& tokens, const std::string& tokenizer_class) {
+  for (const char* key : {"add_bos_token", "add_eos_token", "chat_template", "name_or_path", "special_tokens_map_file",
+                          "tokenizer_file", "slow_tokenizer_class", "device_map", "auto_map"}) {
+    config.erase(key);
+  }
+  for (const auto& [name, token] : tokens.named.items()) {
+    const json there = config.value(name, json());
+    const bool same = there.is_object() && there.value("content", json()) == token["content"];
+    if (!same) config[name] = token["content"];
+  }
+  if (!tokens.extra.empty() && !config.contains("extra_special_tokens") &&
+      !config.contains("additional_special_tokens")) {
+    for (const json& token : tokens.extra) config["additional_special_tokens"].push_back(token["content"]);
+  }
+  config["tokenizer_class"] = tokenizer_class;
+  return config;
 }
 
 }  // namespace
@@ -404,7 +428,68 @@ absl::StatusOr<TokenizerFolder> ReadTokenizerFolder(const std::string& folder) {
   read.clean_up_spaces =
       flag("clean_up_tokenization_spaces") &&
       (model_type != "BPE" || flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"));
+  read.config = SavedConfig(config, tokens, SavedTokenizerClass(chosen, named, StringOr(model_config, "model_type")));
+  if (const std::string map = in_folder("special_tokens_map.json"); Exists(map)) {
+    ASSIGN_OR_RETURN(read.special_tokens_map, ReadFile(map, kMaxTemplateBytes));
+  }
   return read;
+}
+
+bool HasTokenizer(const std::string& folder) {
+  return Exists(folder + "/tokenizer.json") || (Exists(folder + "/vocab.json") && Exists(folder + "/merges.txt"));
+}
+
+std::string TokenizerFolderOf(const std::string& model, const std::string& adapter) {
+  return !adapter.empty() && HasTokenizer(adapter) ? adapter : model;
+}
+
+bool IsTokenizerFile(const std::string& name) {
+  return std::find(std::begin(kTokenizerFiles), std::end(kTokenizerFiles), name) != std::end(kTokenizerFiles);
+}
+
+absl::Status CopyTokenizerFiles(const std::string& from, const std::string& to) {
+  std::error_code error;
+  const auto copy = [&](const fs::path& file, const fs::path& target) {
+    fs::copy_file(file, target, fs::copy_options::overwrite_existing, error);
+    return error ? ErrnoStatus(absl::StrCat("copy ", file.string()), error.value()) : absl::OkStatus();
+  };
+  for (const char* name : kTokenizerFiles) {
+    const fs::path file = fs::path(from) / name;
+    if (fs::exists(file, error)) RETURN_IF_ERROR(copy(file, fs::path(to) / name));
+  }
+  const fs::path templates = fs::path(to) / kTemplatesFolder;
+  for (fs::directory_iterator it(fs::path(from) / kTemplatesFolder, error), end; !error && it != end;
+       it.increment(error)) {
+    if (it->path().extension() != ".jinja") continue;
+    RETURN_IF_ERROR(MakeFolders(templates.string()));
+    RETURN_IF_ERROR(copy(it->path(), templates / it->path().filename()));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::map<std::string, std::string>> TokenizerFiles(const TokenizerFolder& read,
+                                                                  const std::string& tokenizer_json) {
+  std::map<std::string, std::string> files = {{"tokenizer.json", tokenizer_json}};
+  json config = read.config;
+  if (config.contains("added_tokens_decoder")) {
+    ASSIGN_OR_RETURN(const json file, ParseJson(tokenizer_json, "tokenizer.json"));
+    json decoder = json::object();
+    for (json token : file.value("added_tokens", json::array())) {
+      const std::string id = token["id"].dump();
+      token.erase("id");
+      decoder[id] = std::move(token);
+    }
+    config["added_tokens_decoder"] = std::move(decoder);
+  }
+  files["tokenizer_config.json"] = config.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
+  if (!read.special_tokens_map.empty()) files["special_tokens_map.json"] = read.special_tokens_map;
+  for (const auto& [name, text] : read.named) {
+    if (name.find('/') != std::string::npos || name.empty() || name[0] == '.') {
+      return absl::InvalidArgumentError(absl::StrCat(read.template_source, ": the name \"", name, "\" is no file's"));
+    }
+    files[name == "default" ? "chat_template.jinja" : absl::StrCat(kTemplatesFolder, "/", name, ".jinja")] = text;
+  }
+  return files;
 }
 
 }  // namespace retort

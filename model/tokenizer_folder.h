@@ -25,9 +25,27 @@ struct TokenizerFolder {
   std::string template_source;               // where `named` came from, for messages
   bool split_special_tokens = false;
   bool clean_up_spaces = false;  // after decoding
+  // What tokenizer_config.json says, with the class and the special tokens that it comes to; without its templates.
+  nlohmann::json config;
+  std::string special_tokens_map;  // the text of special_tokens_map.json; empty: there is none
 };
 
 // Errors: kNotFound (no tokenizer's files), kInvalidArgument.
 absl::StatusOr<TokenizerFolder> ReadTokenizerFolder(const std::string& folder);
+
+// Whether a folder holds a tokenizer: adapters bring theirs along where tokens were added to it.
+bool HasTokenizer(const std::string& folder);
+// The folder whose tokenizer goes with a model under an adapter: the adapter's where it has one, else the model's.
+std::string TokenizerFolderOf(const std::string& model, const std::string& adapter);
+
+// Whether a file of this name in a model's folder belongs to its tokenizer.
+bool IsTokenizerFile(const std::string& name);
+// Copies what there is of a tokenizer's files, named templates too, into an existing folder.
+absl::Status CopyTokenizerFiles(const std::string& from, const std::string& to);
+
+// The files of a tokenizer folder by their names in it, as transformers saves them. `tokenizer_json`: the tokenizer as
+// it stands. Errors: kInvalidArgument (a chat template whose name cannot be a file's).
+absl::StatusOr<std::map<std::string, std::string>> TokenizerFiles(const TokenizerFolder& read,
+                                                                  const std::string& tokenizer_json);
 
 }  // namespace retort

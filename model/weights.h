@@ -128,12 +128,12 @@ std::vector<std::pair<std::string, at::Tensor>> NamedTensors(const ModelWeights&
 // Every defined tensor, in place; a tied lm_head stays tied.
 void ConvertWeights(ModelWeights& weights, const std::function<at::Tensor(const at::Tensor&)>& convert);
 
-// Writes config.json, model.safetensors (sharded above 5 GB) and copies tokenizer and generation files from
-// `source_folder`: a folder that transformers loads. Without a source
-// folder only config.json is written, from the weights' config. `folder` must not exist; it appears whole or not at
-// all.
+// Writes config.json, model.safetensors (sharded above 5 GB) and copies generation files from `source_folder` and the
+// tokenizer's from there or, where one is given, from `tokenizer_folder`: a folder that transformers loads. Without a
+// source folder only config.json is written, from the weights' config. `folder` must not exist; it appears whole or not
+// at all.
 absl::Status SaveModelFolder(const ModelWeights& weights, c10::ScalarType dtype, const std::string& source_folder,
-                             const std::string& folder);
+                             const std::string& folder, const std::string& tokenizer_folder = "");
 
 // SHA-256 (32 bytes) over the names and contents of config.json, generation_config.json, tokenizer files, chat template
 // and safetensors. Content hashes are remembered in `cache_folder` by (path, size, mtime); empty: not remembered.

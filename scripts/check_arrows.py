@@ -23,7 +23,7 @@ ALLOWED = {
 }
 TORCH_FOLDERS = ("model", "teacher_gen", "student", "tests/fuzz", "tests/model", "tests/teacher_gen", "tests/student", "tests/golden", "bench")
 # The part of model/ that needs no torch (the retort_tokenizer library): distctl, which links none, may include it.
-MODEL_WITHOUT_TORCH = ("model/sft_example.h", "model/tokenizer.h", "model/trl_example.h")
+MODEL_WITHOUT_TORCH = ("model/sft_example.h", "model/tokenizer.h", "model/tokenizer_folder.h", "model/training_rows.h", "model/trl_example.h")
 TORCH_HEADER = re.compile(r"^(torch|ATen|c10|caffe2)/")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^">]+)[">]')
 

@@ -14,6 +14,7 @@
 #include "common/json.h"
 #include "common/status.h"
 #include "model/safetensors.h"
+#include "student/setup.h"
 
 namespace retort {
 namespace {
@@ -73,10 +74,12 @@ absl::Status WriteFiles(const Snapshot& snapshot, const std::string& folder) {
   RETURN_IF_ERROR(SaveAdapter(snapshot.adapter, folder));
   RETURN_IF_ERROR(WriteOptimizer(snapshot, absl::StrCat(folder, "/", kOptimizerFile)));
   RETURN_IF_ERROR(WriteState(snapshot, absl::StrCat(folder, "/", kStateFile)));
+  RETURN_IF_ERROR(WriteTokenizerFiles(snapshot.tokenizer_files, folder));
   nlohmann::json checksums = nlohmann::json::object();
   for (const char* name : kHashedFiles) {
     ASSIGN_OR_RETURN(checksums[name], Sha256HexOfFile(absl::StrCat(folder, "/", name)));
   }
+  for (const auto& [name, contents] : snapshot.tokenizer_files) checksums[name] = Sha256Hex(contents);
   return WriteFileAtomically(absl::StrCat(folder, "/", kChecksumsFile), checksums.dump(2));
 }
 
@@ -89,12 +92,17 @@ absl::Status CheckHashes(const std::string& folder) {
   const auto checksums = ReadJsonFile(absl::StrCat(folder, "/", kChecksumsFile));
   if (!checksums.ok()) return Damaged(folder, checksums.status().message());
   for (const char* name : kHashedFiles) {
-    if (!checksums->is_object() || !checksums->contains(name) || !checksums->at(name).is_string()) {
+    if (!checksums->is_object() || !checksums->contains(name)) {
       return Damaged(folder, absl::StrCat(kChecksumsFile, " does not name ", name));
     }
-    const auto hash = Sha256HexOfFile(absl::StrCat(folder, "/", name));
+  }
+  // The tokenizer's too, where it has them.
+  for (const auto& [name, noted] : checksums->items()) {
+    const auto path = JoinBelow(folder, name);
+    if (!path.ok() || !noted.is_string()) return Damaged(folder, absl::StrCat(kChecksumsFile, ": \"", name, "\""));
+    const auto hash = Sha256HexOfFile(*path);
     if (!hash.ok()) return Damaged(folder, hash.status().message());
-    if (*hash != checksums->at(name).get<std::string>()) {
+    if (*hash != noted.get<std::string>()) {
       return Damaged(folder, absl::StrCat(name, " has hash ", *hash, ", not the one noted in ", kChecksumsFile));
     }
   }

@@ -41,6 +41,7 @@ struct Snapshot {
   std::vector<ParameterSlice> parameters;  // the layout of the moments
   std::vector<v1::LossPoint> history;
   std::map<std::string, std::string> versions;
+  std::map<std::string, std::string> tokenizer_files;  // name -> contents, beside the adapter; may be empty
 };
 
 // Writes `parent`/checkpoint-<step>, replacing one that is there, and returns its path. Errors: kResourceExhausted

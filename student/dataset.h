@@ -75,7 +75,10 @@ class DatasetBuilder {
 };
 
 struct DatasetOptions {
-  std::string model_folder;  // its tokenizer is read when there are conversations that no cache file holds
+  std::string tokenizer_folder;  // read when there are texts that no cache file holds
+  std::vector<std::string> add_tokens;
+  std::vector<std::string> add_special_tokens;
+  v1::TrainingSpec training;  // what is trained of a row
   int64_t vocab_size = 0;
   int64_t max_length = 0;
   absl::Time now = absl::Now();  // for the chat template, as in Tokenizer::Load
@@ -90,9 +93,9 @@ struct DatasetOptions {
 absl::StatusOr<Dataset> LoadDataset(ArtifactClient& artifacts, const std::vector<v1::DatasetSource>& sources,
                                     const DatasetOptions& options);
 
-// The same for one file that is on disk, without cache. `shown_path` names it in errors; `limit` is the number of rows
-// to take.
-absl::Status AddRows(const std::string& path, const std::string& shown_path, v1::DatasetFormat format, int64_t limit,
+// The same for one file that is on disk, `path`, without cache: `source` says what its rows are and names it in errors.
+// `limit` is the number of rows to take. `tokenizer` may be null where all rows are token ids.
+absl::Status AddRows(const std::string& path, const v1::DatasetSource& source, int64_t limit,
                      const Tokenizer* tokenizer, const DatasetOptions& options, DatasetBuilder& builder);
 
 // Names the tokenized rows by everything they depend on: the time too, where the chat template prints it. Errors: those

@@ -11,6 +11,7 @@
 #include "common/version.h"
 #include "model/config.h"
 #include "model/lora.h"
+#include "model/tokenizer_folder.h"
 #include "model/weights.h"
 #include "student/checkpoint.h"
 #include "student/setup.h"
@@ -64,6 +65,7 @@ absl::StatusOr<v1::TaskResult> RunExportTask(TaskContext& context) {
     const std::string folder = absl::StrCat(work_dir, "/adapter");
     RETURN_IF_ERROR(MakeFolders(folder));
     RETURN_IF_ERROR(SaveAdapter(adapter, folder));
+    if (HasTokenizer(checkpoint)) RETURN_IF_ERROR(CopyTokenizerFiles(checkpoint, folder));
     ASSIGN_OR_RETURN(*result.mutable_adapter_sha256(), Sha256HexOfFile(absl::StrCat(folder, "/", kAdapterWeightsFile)));
     ASSIGN_OR_RETURN(*result.add_artifacts(), UploadFolder(artifacts, folder, "adapter", v1::STAGE_EXPORT));
     (*result.mutable_outcomes()->mutable_counts())["adapter"] = 1;
@@ -78,7 +80,8 @@ absl::StatusOr<v1::TaskResult> RunExportTask(TaskContext& context) {
     const std::string folder = absl::StrCat(work_dir, "/merged");
     std::error_code error;
     std::filesystem::remove_all(folder, error);
-    RETURN_IF_ERROR(SaveModelFolder(weights, dtype, task.student().model_name_or_path(), folder));
+    RETURN_IF_ERROR(SaveModelFolder(weights, dtype, task.student().model_name_or_path(), folder,
+                                    TokenizerFolderOf(task.student().model_name_or_path(), checkpoint)));
     tell(1, "uploading the merged model");
     ASSIGN_OR_RETURN(*result.add_artifacts(), UploadFolder(artifacts, folder, "merged", v1::STAGE_EXPORT));
     (*result.mutable_outcomes()->mutable_counts())["merged"] = 1;

@@ -17,6 +17,7 @@
 #include "common/json.h"
 #include "common/status.h"
 #include "model/tokenizer.h"
+#include "model/training_rows.h"
 #include "student/dataset.h"
 #include "student/file_lock.h"
 
@@ -24,7 +25,7 @@ namespace retort {
 namespace {
 
 // Part of a cache file's name: raise it when the same rows would be tokenized differently.
-constexpr absl::string_view kTokenizationVersion = "retort tokenized rows 3";
+constexpr absl::string_view kTokenizationVersion = "retort tokenized rows 4";
 constexpr size_t kRowsAtOnce = 4096;
 
 struct Row {
@@ -32,18 +33,12 @@ struct Row {
   std::string text;
 };
 
-absl::StatusOr<v1::DatasetFormat> InferFormat(const nlohmann::json& row) {
-  if (row.is_object() && row.contains("messages")) return v1::DATASET_FORMAT_MESSAGES;
-  if (row.is_object() && row.contains("input_ids")) return v1::DATASET_FORMAT_TOKENIZED;
-  return absl::InvalidArgumentError("a row needs \"messages\", or \"input_ids\" and \"labels\"");
-}
-
-absl::StatusOr<TrainingExample> ToExample(const std::string& text, v1::DatasetFormat format, const Tokenizer* tokenizer,
+absl::StatusOr<TrainingExample> ToExample(const std::string& text, const SftOptions& sft, const Tokenizer* tokenizer,
                                           int64_t vocab_size) {
   // Parsed again, for the order of its keys, which templates may print.
   const auto row = nlohmann::ordered_json::parse(text);
-  if (format != v1::DATASET_FORMAT_MESSAGES) return ExampleFromTokens(row, vocab_size);
-  ASSIGN_OR_RETURN(TrainingExample example, ExampleFromMessages(*tokenizer, row));
+  if (tokenizer == nullptr) return ExampleFromTokens(row, vocab_size);
+  ASSIGN_OR_RETURN(TrainingExample example, ExampleFromRow(*tokenizer, row, sft, vocab_size));
   for (const int32_t id : example.input_ids) {
     if (id < vocab_size) continue;
     const absl::StatusOr<std::string> token = tokenizer->Decode({id}, false);
@@ -56,13 +51,13 @@ absl::StatusOr<TrainingExample> ToExample(const std::string& text, v1::DatasetFo
 }
 
 // Tokenizes on several threads; the examples come in the order of the rows.
-absl::Status AddBatch(const std::vector<Row>& rows, const std::string& shown_path, v1::DatasetFormat format,
+absl::Status AddBatch(const std::vector<Row>& rows, const std::string& shown_path, const SftOptions& sft,
                       const Tokenizer* tokenizer, const DatasetOptions& options, DatasetBuilder& builder) {
   std::vector<absl::StatusOr<TrainingExample>> examples(rows.size(), absl::UnknownError(""));
   std::atomic<size_t> next = 0;
   const auto work = [&] {
     for (size_t i = next++; i < rows.size(); i = next++) {
-      examples[i] = ToExample(rows[i].text, format, tokenizer, options.vocab_size);
+      examples[i] = ToExample(rows[i].text, sft, tokenizer, options.vocab_size);
     }
   };
   std::vector<std::thread> threads;
@@ -103,15 +98,19 @@ absl::Status AddSource(ArtifactClient& artifacts, const v1::DatasetSource& sourc
     limit = static_cast<int64_t>(std::floor(source.weight() * static_cast<double>(rows) + 1e-9));
   }
   if (tokenizer == nullptr && source.format() != v1::DATASET_FORMAT_TOKENIZED) {
-    auto loaded = Tokenizer::Load(options.model_folder, options.now);
+    TokenizerOptions of_job;
+    of_job.now = options.now;
+    of_job.add_tokens = options.add_tokens;
+    of_job.add_special_tokens = options.add_special_tokens;
+    auto loaded = Tokenizer::Load(options.tokenizer_folder, of_job);
     // Rows that are tokenized already need none.
     if (loaded.ok()) {
       tokenizer = *std::move(loaded);
-    } else if (source.format() == v1::DATASET_FORMAT_MESSAGES) {
+    } else if (source.format() != v1::DATASET_FORMAT_UNSPECIFIED) {
       return loaded.status();
     }
   }
-  return AddRows(path, source.path(), source.format(), limit, tokenizer.get(), options, builder);
+  return AddRows(path, source, limit, tokenizer.get(), options, builder);
 }
 
 }  // namespace
@@ -121,9 +120,9 @@ absl::StatusOr<std::string> DatasetCacheKey(const std::vector<v1::DatasetSource>
   Sha256 key;
   key.UpdateField(kTokenizationVersion);
   bool prints_date = false;
-  for (const char* name :
-       {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}) {
-    const auto contents = ReadFile(absl::StrCat(options.model_folder, "/", name), int64_t{256} << 20);
+  for (const char* name : {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "config.json",
+                           "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"}) {
+    const auto contents = ReadFile(absl::StrCat(options.tokenizer_folder, "/", name), int64_t{256} << 20);
     if (!contents.ok() && !absl::IsNotFound(contents.status())) return contents.status();
     key.UpdateField(name);
     key.UpdateU64(contents.ok());
@@ -131,27 +130,43 @@ absl::StatusOr<std::string> DatasetCacheKey(const std::vector<v1::DatasetSource>
     prints_date = prints_date || (contents.ok() && absl::StrContains(*contents, "strftime_now"));
   }
   if (prints_date) key.UpdateU64(static_cast<uint64_t>(absl::ToUnixSeconds(options.now)));
+  const auto update_list = [&](const auto& texts) {
+    key.UpdateU64(static_cast<uint64_t>(texts.size()));
+    for (const std::string& text : texts) key.UpdateField(text);
+  };
+  update_list(options.add_tokens);
+  update_list(options.add_special_tokens);
   key.UpdateU64(static_cast<uint64_t>(options.vocab_size));
   key.UpdateU64(static_cast<uint64_t>(options.max_length));
   for (const v1::DatasetSource& source : sources) {
     key.UpdateField(source.file().sha256());
     key.UpdateU64(static_cast<uint64_t>(source.format()));
     key.UpdateField(absl::StrCat(source.weight()));
+    const SftOptions sft = SftOptionsOf(options.training, source);
+    key.UpdateU64(sft.completion_only_loss.has_value() ? 1 + uint64_t{*sft.completion_only_loss} : 0);
+    key.UpdateU64(sft.assistant_only_loss);
+    key.UpdateU64(sft.train_on_eos);
+    key.UpdateField(sft.prompt_template);
+    update_list(sft.prompt_template_fields);
   }
   return ToHex(key.Finish());
 }
 
-absl::Status AddRows(const std::string& path, const std::string& shown_path, v1::DatasetFormat format, int64_t limit,
+absl::Status AddRows(const std::string& path, const v1::DatasetSource& source, int64_t limit,
                      const Tokenizer* tokenizer, const DatasetOptions& options, DatasetBuilder& builder) {
+  const std::string& shown_path = source.path();
+  const SftOptions sft = SftOptionsOf(options.training, source);
+  v1::DatasetFormat format = sft.prompt_template.empty() ? source.format() : v1::DATASET_FORMAT_COLUMNS;
   std::vector<Row> rows;
   int64_t taken = 0;
   const auto flush = [&]() -> absl::Status {
     if (rows.empty()) return absl::OkStatus();
-    if (format == v1::DATASET_FORMAT_MESSAGES && tokenizer == nullptr) {
-      return absl::InvalidArgumentError(absl::StrCat(shown_path, ": conversations need a tokenizer, and ",
-                                                     options.model_folder, " has none that loads"));
+    const bool ids = format == v1::DATASET_FORMAT_TOKENIZED;
+    if (!ids && tokenizer == nullptr) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(shown_path, ": texts need a tokenizer, and ", options.tokenizer_folder, " has none that loads"));
     }
-    RETURN_IF_ERROR(AddBatch(rows, shown_path, format, tokenizer, options, builder));
+    RETURN_IF_ERROR(AddBatch(rows, shown_path, sft, ids ? nullptr : tokenizer, options, builder));
     taken += static_cast<int64_t>(rows.size());
     rows.clear();
     if (options.tell) options.tell(absl::StrCat("tokenizing: ", taken, " rows"));
@@ -163,7 +178,11 @@ absl::Status AddRows(const std::string& path, const std::string& shown_path, v1:
       ForEachJsonLine(path, [&](int64_t line, absl::string_view text, const nlohmann::json& row) -> absl::Status {
         if (seen++ >= limit) return absl::OutOfRangeError("enough");
         if (format == v1::DATASET_FORMAT_UNSPECIFIED) {
-          ASSIGN_OR_RETURN(format, InferFormat(row));
+          ASSIGN_OR_RETURN(format, InferRowFormat(row));
+        }
+        // Of token ids ExampleFromTokens says it; rows of conversations may be curated traces, which are sound.
+        if (format != v1::DATASET_FORMAT_TOKENIZED && format != v1::DATASET_FORMAT_MESSAGES) {
+          RETURN_IF_ERROR(CheckTrainingRow(row, format, sft));
         }
         rows.push_back({line, std::string(text)});
         if (rows.size() < kRowsAtOnce) return absl::OkStatus();

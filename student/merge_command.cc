@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
 #include "model/lora.h"
+#include "model/tokenizer_folder.h"
 #include "model/weights.h"
 
 namespace retort {
@@ -29,7 +30,8 @@ absl::Status Merge(const Arguments& arguments) {
   if (arguments.dtype == "float32") dtype = c10::ScalarType::Float;
   if (arguments.dtype == "bfloat16") dtype = c10::ScalarType::BFloat16;
   if (arguments.dtype == "float16") dtype = c10::ScalarType::Half;
-  return SaveModelFolder(weights, dtype, arguments.model, arguments.output);
+  return SaveModelFolder(weights, dtype, arguments.model, arguments.output,
+                         TokenizerFolderOf(arguments.model, arguments.adapter));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/file.h"
@@ -15,6 +16,8 @@
 #include "common/version.h"
 #include "model/config.h"
 #include "model/device.h"
+#include "model/tokenizer_folder.h"
+#include "model/vocabulary.h"
 #include "model/weights.h"
 
 namespace retort {
@@ -104,6 +107,9 @@ absl::Status CheckSameLora(const v1::StudentSpec& student, const LoraConfig& loa
   if (wanted.use_rslora != loaded.use_rslora) return differs("use_rslora", wanted.use_rslora, loaded.use_rslora);
   if (wanted.use_dora != loaded.use_dora) return differs("use_dora", wanted.use_dora, loaded.use_dora);
   if (wanted.bias != loaded.bias) return differs("bias", BiasName(wanted.bias), BiasName(loaded.bias));
+  // With tokens of its own, as it would train a new one.
+  const bool adds = student.add_tokens_size() + student.add_special_tokens_size() > 0;
+  if (adds && absl::c_linear_search(loaded.modules_to_save, "embed_tokens")) TrainEmbeddings(config, wanted);
   RETURN_IF_ERROR(WithContext(ResolveTargets(config, wanted), "student.lora"));
   const std::vector<LoraModule> asked = SelectedModules(config, wanted);
   const std::vector<LoraModule> found = SelectedModules(config, loaded);
@@ -128,18 +134,61 @@ absl::Status CheckSameLora(const v1::StudentSpec& student, const LoraConfig& loa
   return absl::OkStatus();
 }
 
-absl::StatusOr<LoraAdapter> StartAdapter(const v1::TrainTask& task, const ModelWeights& weights,
-                                         const std::string& checkpoint_folder) {
-  if (checkpoint_folder.empty()) return InitialAdapter(task.student(), weights);
-  return LoadAdapter(checkpoint_folder, weights.config, {.keep_frozen = true});
+// The tokenizer of the job, where it is not the base's as it stands; else null.
+absl::StatusOr<std::unique_ptr<Tokenizer>> OwnTokenizer(const v1::StudentSpec& student, const std::string& folder) {
+  TokenizerOptions options;
+  options.add_tokens.assign(student.add_tokens().begin(), student.add_tokens().end());
+  options.add_special_tokens.assign(student.add_special_tokens().begin(), student.add_special_tokens().end());
+  const bool adds = !options.add_tokens.empty() || !options.add_special_tokens.empty();
+  if (!adds && folder == student.model_name_or_path()) return nullptr;
+  return Tokenizer::Load(folder, options);
+}
+
+// Rows of the embeddings that training will have.
+absl::StatusOr<int64_t> VocabularyOf(const v1::StudentSpec& student, const ModelConfig& config,
+                                     const TokenAdditions& additions) {
+  for (const TokenAdditions::Token& token : additions.tokens) {
+    spdlog::info("{} token=\"{}\" id={}", token.known ? "token_known" : "token_added", token.text, token.id);
+  }
+  const int64_t wanted = std::max(config.vocab_size, additions.rows);
+  if (student.adapter_name_or_path().empty()) return wanted;
+  ASSIGN_OR_RETURN(const int64_t rows, VocabularyUnder(student.adapter_name_or_path(), config));
+  if (rows >= wanted) return rows;
+  return absl::InvalidArgumentError(
+      absl::StrCat("student.add_tokens: the adapter that training starts from, ", student.adapter_name_or_path(),
+                   ", has ", rows, " rows of embeddings, the tokenizer needs ", wanted,
+                   "; tokens are added to a new adapter, or are in the one that it starts from already"));
+}
+
+absl::StatusOr<LoraAdapter> StartAdapter(const v1::TrainTask& task, const std::string& checkpoint_folder,
+                                         const TokenAdditions& additions, ModelWeights& weights) {
+  if (!checkpoint_folder.empty()) return LoadAdapter(checkpoint_folder, weights.config, {.keep_frozen = true});
+  if (task.student().adapter_name_or_path().empty()) RETURN_IF_ERROR(AddTokens(additions, weights));
+  return InitialAdapter(task.student(), weights, additions);
 }
 
 }  // namespace
 
-absl::StatusOr<LoraAdapter> InitialAdapter(const v1::StudentSpec& student, const ModelWeights& weights) {
+absl::Status WriteTokenizerFiles(const std::map<std::string, std::string>& files, const std::string& folder) {
+  for (const auto& [name, contents] : files) {
+    ASSIGN_OR_RETURN(const std::string path, JoinBelow(folder, name));
+    RETURN_IF_ERROR(MakeFolders(path.substr(0, path.rfind('/'))));
+    RETURN_IF_ERROR(WriteFileAtomically(path, contents));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<LoraAdapter> InitialAdapter(const v1::StudentSpec& student, const ModelWeights& weights,
+                                           const TokenAdditions& additions) {
   if (!student.adapter_name_or_path().empty()) {
     ASSIGN_OR_RETURN(LoraAdapter adapter, LoadAdapter(student.adapter_name_or_path(), weights.config));
     RETURN_IF_ERROR(CheckSameLora(student, adapter.config, weights.config));
+    constexpr const char* kEmbeddings = "model.embed_tokens.weight";
+    if (additions.any_new() && !adapter.full.contains(kEmbeddings) && !adapter.replaced.contains(kEmbeddings)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("student.add_tokens: the adapter that training starts from, ", student.adapter_name_or_path(),
+                       ", has no embeddings of its own; tokens are added to a new adapter"));
+    }
     RETURN_IF_ERROR(CompletePissa(weights, adapter));
     return adapter;
   }
@@ -147,7 +196,8 @@ absl::StatusOr<LoraAdapter> InitialAdapter(const v1::StudentSpec& student, const
     return absl::InvalidArgumentError(
         "student.lora is missing; without adapter_name_or_path it must say which adapter");
   }
-  ASSIGN_OR_RETURN(const LoraConfig lora, ConfigOf(student));
+  ASSIGN_OR_RETURN(LoraConfig lora, ConfigOf(student));
+  if (additions.any_new()) TrainEmbeddings(weights.config, lora);
   auto adapter = InitLora(weights.config, lora, student.training().seed(), &weights);
   if (!adapter.ok()) return WithContext(adapter.status(), "student.lora");
   return adapter;
@@ -176,8 +226,16 @@ absl::StatusOr<TrainingSetup> PrepareTraining(const v1::TrainTask& task, const T
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(student.model_name_or_path()));
 
   DatasetOptions rows;
-  rows.model_folder = student.model_name_or_path();
-  rows.vocab_size = config.vocab_size;
+  rows.tokenizer_folder = TokenizerFolderOf(student.model_name_or_path(), student.adapter_name_or_path());
+  rows.training = student.training();
+  rows.add_tokens.assign(student.add_tokens().begin(), student.add_tokens().end());
+  rows.add_special_tokens.assign(student.add_special_tokens().begin(), student.add_special_tokens().end());
+  ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, OwnTokenizer(student, rows.tokenizer_folder));
+  const TokenAdditions additions = tokenizer == nullptr ? TokenAdditions() : tokenizer->additions();
+  ASSIGN_OR_RETURN(rows.vocab_size, VocabularyOf(student, config, additions));
+  if (tokenizer != nullptr && (additions.any_new() || rows.tokenizer_folder != student.model_name_or_path())) {
+    ASSIGN_OR_RETURN(setup.tokenizer_files, tokenizer->Files());
+  }
   rows.max_length =
       student.training().max_length() > 0 ? student.training().max_length() : config.max_position_embeddings;
   if (task.now_unix_seconds() > 0) rows.now = absl::FromUnixSeconds(task.now_unix_seconds());
@@ -212,7 +270,7 @@ absl::StatusOr<TrainingSetup> PrepareTraining(const v1::TrainTask& task, const T
   options.compute_dtype = bf16 ? c10::ScalarType::BFloat16 : c10::ScalarType::Float;
   ASSIGN_OR_RETURN(ModelWeights weights,
                    LoadWeights(student.model_name_or_path(), options.compute_dtype, setup.device));
-  ASSIGN_OR_RETURN(const LoraAdapter adapter, StartAdapter(task, weights, checkpoint_folder));
+  ASSIGN_OR_RETURN(const LoraAdapter adapter, StartAdapter(task, checkpoint_folder, additions, weights));
   options.lora_dropout = adapter.config.lora_dropout;
   ASSIGN_OR_RETURN(auto model, TrainingModel::Create(std::move(weights), adapter, options));
   ASSIGN_OR_RETURN(setup.trainer,
@@ -231,8 +289,10 @@ absl::StatusOr<TrainingSetup> PrepareTraining(const v1::TrainTask& task, const T
   return setup;
 }
 
-Snapshot TakeSnapshot(Trainer& trainer, const std::string& manifest_sha256) {
+Snapshot TakeSnapshot(const TrainingSetup& setup, const std::string& manifest_sha256) {
+  Trainer& trainer = *setup.trainer;
   Snapshot snapshot;
+  snapshot.tokenizer_files = setup.tokenizer_files;
   snapshot.step = trainer.step();
   snapshot.total_steps = trainer.plan().total_steps();
   snapshot.cursor = trainer.plan().CursorAt(trainer.step());

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -9,6 +10,7 @@
 #include "common/rpc/artifact_client.h"
 #include "common/rpc/task_client.h"
 #include "model/lora.h"
+#include "model/tokenizer.h"
 #include "student/checkpoint.h"
 #include "student/trainer.h"
 
@@ -20,6 +22,8 @@ struct TrainingSetup {
   DatasetCounts train_counts;
   DatasetCounts validation_counts;
   std::string start_adapter_sha256;  // of the weights that adapter_name_or_path names; empty: a new adapter
+  // Name -> contents: what goes beside the adapter, where its tokenizer is not the base's.
+  std::map<std::string, std::string> tokenizer_files;
 };
 
 // Tells what is going on.
@@ -31,11 +35,16 @@ using TellFunction = std::function<void(const std::string& message)>;
 absl::StatusOr<TrainingSetup> PrepareTraining(const v1::TrainTask& task, const TaskFlags& flags,
                                               ArtifactClient& artifacts, const TellFunction& tell);
 
-// The adapter that training starts from: the given folder's, or a new one, for the model that `weights` are.
-absl::StatusOr<LoraAdapter> InitialAdapter(const v1::StudentSpec& student, const ModelWeights& weights);
+// The adapter that training starts from: the given folder's, or a new one, for the model that `weights` are. A new one
+// trains the embeddings where tokens were added.
+absl::StatusOr<LoraAdapter> InitialAdapter(const v1::StudentSpec& student, const ModelWeights& weights,
+                                           const TokenAdditions& additions = {});
 
 // A copy of the trainer's state, on the CPU.
-Snapshot TakeSnapshot(Trainer& trainer, const std::string& manifest_sha256);
+Snapshot TakeSnapshot(const TrainingSetup& setup, const std::string& manifest_sha256);
+
+// Writes the files of a tokenizer into an existing folder.
+absl::Status WriteTokenizerFiles(const std::map<std::string, std::string>& files, const std::string& folder);
 
 // Downloads a checkpoint's folder below `work_dir` and returns where it is. Errors: as ArtifactClient::GetFolder.
 absl::StatusOr<std::string> FetchCheckpoint(ArtifactClient& artifacts, const v1::Checkpoint& checkpoint,

@@ -122,7 +122,7 @@ absl::Status TrainLoop::Save(bool rolling) {
   if (saved_step_ == trainer().step()) return absl::OkStatus();
   saved_step_ = trainer().step();
   saved_at_ = absl::Now();
-  return saver_->Save(TakeSnapshot(trainer(), task_.manifest_sha256()), rolling);
+  return saver_->Save(TakeSnapshot(setup_, task_.manifest_sha256()), rolling);
 }
 
 // What is due between two steps. Collective where the gang is used.
@@ -217,6 +217,7 @@ absl::StatusOr<v1::TaskResult> TrainLoop::Result(bool first) {
   const std::string folder = absl::StrCat(context_.flags().work_dir, "/adapter");
   RETURN_IF_ERROR(MakeFolders(folder));
   RETURN_IF_ERROR(SaveAdapter(trainer().model().ExportAdapter(), folder));
+  RETURN_IF_ERROR(WriteTokenizerFiles(setup_.tokenizer_files, folder));
   ASSIGN_OR_RETURN(*result.mutable_adapter_sha256(), Sha256HexOfFile(absl::StrCat(folder, "/", kAdapterWeightsFile)));
   ASSIGN_OR_RETURN(*result.add_artifacts(), UploadFolder(artifacts_, folder, "adapter", v1::STAGE_TRAIN));
   *result.mutable_final_checkpoint() = final_checkpoint_;

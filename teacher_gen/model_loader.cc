@@ -10,6 +10,7 @@
 #include "model/gguf/file.h"
 #include "model/lora.h"
 #include "model/parallel/shard.h"
+#include "model/tokenizer_folder.h"
 
 namespace retort {
 
@@ -27,7 +28,8 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   } else {
     return absl::InvalidArgumentError(absl::StrCat("dtype \"", dtype, "\": must be float32 or bfloat16"));
   }
-  auto tokenizer = Tokenizer::Load(options.model, options.now);
+  // Of an adapter's folder where it has one: tokens may have been added for it.
+  auto tokenizer = Tokenizer::Load(TokenizerFolderOf(options.model, options.adapter), options.now);
   if (tokenizer.ok()) {
     loaded.tokenizer = *std::move(tokenizer);
   } else if (!options.tokenizer_optional || !absl::IsNotFound(tokenizer.status())) {

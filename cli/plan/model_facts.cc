@@ -53,6 +53,26 @@ int64_t ModelFacts::LoraParameters(int64_t r, const std::vector<std::string>& ta
   return sum;
 }
 
+int64_t ModelFacts::WholeParameters(const std::vector<std::string>& modules, int64_t rows, bool together) const {
+  const auto named = [&](absl::string_view name) {
+    return std::any_of(modules.begin(), modules.end(), [&](const std::string& module) {
+      return name == module || absl::EndsWith(name, absl::StrCat(".", module));
+    });
+  };
+  const bool embeddings = named("model.embed_tokens");
+  const bool head = named("lm_head");
+  const int64_t one = std::max(rows, vocab_size) * hidden_size;
+  int64_t sum = (embeddings || head) && tied && together ? one : (int64_t{embeddings} + int64_t{head}) * one;
+  for (const TensorInfo& tensor : tensors) {
+    const absl::string_view module = absl::string_view(tensor.name).substr(0, tensor.name.rfind('.'));
+    if (module == "model.embed_tokens" || module == "lm_head" || !named(module)) continue;
+    int64_t elements = 1;
+    for (const int64_t size : tensor.shape) elements *= size;
+    sum += elements;
+  }
+  return sum;
+}
+
 absl::StatusOr<ModelFacts> ReadModelFacts(const std::string& folder) {
   const std::string path = folder + "/config.json";
   ASSIGN_OR_RETURN(const nlohmann::json config, ReadJsonFile(path));
@@ -67,8 +87,12 @@ absl::StatusOr<ModelFacts> ReadModelFacts(const std::string& folder) {
                    Size(config, path, "head_dim", std::max<int64_t>(1, facts.hidden_size / facts.attention_heads)));
   ASSIGN_OR_RETURN(facts.vocab_size, Size(config, path, "vocab_size", 0));
   ASSIGN_OR_RETURN(facts.max_positions, Size(config, path, "max_position_embeddings", 2048));
-  ASSIGN_OR_RETURN(std::vector<TensorInfo> tensors, ReadModelTensors(folder));
-  for (TensorInfo& tensor : tensors) {
+  const auto tied = config.find("tie_word_embeddings");
+  ASSIGN_OR_RETURN(facts.tensors, ReadModelTensors(folder));
+  const bool has_head = std::any_of(facts.tensors.begin(), facts.tensors.end(),
+                                    [](const TensorInfo& tensor) { return tensor.name == "lm_head.weight"; });
+  facts.tied = tied != config.end() && tied->is_boolean() ? tied->get<bool>() : !has_head;
+  for (const TensorInfo& tensor : facts.tensors) {
     int64_t elements = 1;
     for (const int64_t size : tensor.shape) elements *= size;
     facts.parameters += elements;
@@ -78,7 +102,7 @@ absl::StatusOr<ModelFacts> ReadModelFacts(const std::string& folder) {
         absl::StrContains(tensor.name, ".mlp.experts.") || absl::EndsWith(tensor.name, ".mlp.gate.weight");
     if (tensor.shape.size() == 2 && absl::StrContains(tensor.name, "layers.") && !routed &&
         absl::EndsWith(tensor.name, ".weight")) {
-      facts.linears.push_back(std::move(tensor));
+      facts.linears.push_back(tensor);
     }
   }
   return facts;

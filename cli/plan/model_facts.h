@@ -21,12 +21,17 @@ struct ModelFacts {
   int64_t head_dim = 0;
   int64_t vocab_size = 0;
   int64_t max_positions = 0;
+  bool tied = false;                // one matrix is embedding and head
+  std::vector<TensorInfo> tensors;  // all
   std::vector<TensorInfo> linears;  // two-dimensional weights of the layers: what LoRA can adapt
 
   // Parameters of an adapter of rank `r`: r * (in + out) for every linear whose module is named in `target_modules`, or
   // whose whole name matches `pattern` where there is one, or for all.
   int64_t LoraParameters(int64_t r, const std::vector<std::string>& target_modules,
                          const std::string& pattern = "") const;
+  // Parameters of the modules whose names end in one of `modules`, as PEFT's modules_to_save are; the embeddings, with
+  // `rows` where that is more than they have. `together`: tied embeddings are trained as one.
+  int64_t WholeParameters(const std::vector<std::string>& modules, int64_t rows, bool together) const;
 };
 
 // Errors: kNotFound, kInvalidArgument (config.json lacks a size, a damaged file).

@@ -87,10 +87,18 @@ MemoryPlan StudentMemory(const v1::StudentSpec& student, const ModelFacts& model
   return memory;
 }
 
+// Parameters that are trained whole beside the LoRA.
+int64_t WholeModules(const v1::StudentSpec& student, const ModelFacts& model, const TokenAdditions& additions) {
+  const auto& given = student.lora().modules_to_save();
+  std::vector<std::string> modules(given.begin(), given.end());
+  if (additions.any_new()) modules.insert(modules.end(), {"embed_tokens", "lm_head"});
+  return model.WholeParameters(modules, additions.rows, additions.any_new() || student.lora().ensure_weight_tying());
+}
+
 }  // namespace
 
 JobPlan MakePlan(const v1::JobSpec& spec, const std::vector<std::string>& stages, const RowCounts& rows,
-                 const ModelFacts* teacher, const ModelFacts* student) {
+                 const ModelFacts* teacher, const ModelFacts* student, const TokenAdditions& additions) {
   JobPlan plan{.name = spec.name(), .stages = stages};
   const bool generates = spec.has_teacher() && spec.prompts_size() > 0;
   if (generates) {
@@ -111,6 +119,15 @@ JobPlan MakePlan(const v1::JobSpec& spec, const std::vector<std::string>& stages
           absl::StrCat("there are fewer rows (", plan.train->rows, ") than one step takes (", plan.train->batch, ")"));
     }
   }
+  for (const TokenAdditions::Token& token : additions.tokens) {
+    plan.notes.push_back(token.known ? absl::StrCat(token.text, " is token ", token.id, " already and stays it")
+                                     : absl::StrCat(token.text, " is added as token ", token.id));
+  }
+  if (additions.any_new()) {
+    plan.notes.push_back(
+        "embed_tokens and lm_head are trained whole for the added tokens and saved with the adapter, as is the "
+        "tokenizer");
+  }
   for (int i = 0; i < spec.evaluate_size(); ++i) {
     const v1::EvaluationSpec& evaluation = spec.evaluate(i);
     JobPlan::Evaluation one{.prompts = evaluation.prompts().path(), .n = evaluation.n()};
@@ -122,12 +139,13 @@ JobPlan MakePlan(const v1::JobSpec& spec, const std::vector<std::string>& stages
   }
   if (teacher != nullptr && spec.has_teacher()) plan.memory.push_back(TeacherMemory(spec.teacher(), *teacher));
   if (student != nullptr && spec.has_student()) {
-    int64_t adapter = 0;
+    int64_t adapter = WholeModules(spec.student(), *student, additions);
     if (spec.student().has_lora()) {
       const auto& targets = spec.student().lora().target_modules();
-      adapter = student->LoraParameters(spec.student().lora().r(), {targets.begin(), targets.end()},
-                                        spec.student().lora().target_modules_pattern());
-      if (adapter == 0) {
+      const int64_t lora = student->LoraParameters(spec.student().lora().r(), {targets.begin(), targets.end()},
+                                                   spec.student().lora().target_modules_pattern());
+      adapter += lora;
+      if (lora == 0) {
         plan.notes.push_back(
             "student.lora.target_modules names no linear module of the student: there would be nothing to train");
       }

@@ -10,6 +10,7 @@
 
 #include "cli/plan/model_facts.h"
 #include "cli/render/terminal.h"
+#include "model/tokenizer.h"
 #include "retort/v1/job.pb.h"
 
 namespace retort::cli {
@@ -41,7 +42,7 @@ struct MemoryPlan {
   bool gpu = false;  // what it is reckoned for; `device: auto` counts as a CPU
   int64_t weights = 0;
   int64_t kv_cache = 0;
-  int64_t adapter = 0;  // weights of the LoRA
+  int64_t adapter = 0;  // weights of the LoRA, and of modules that are trained whole
   int64_t gradients = 0;
   int64_t optimizer = 0;
   int64_t activations = 0;  // logits and their gradient included
@@ -78,9 +79,10 @@ struct RowCounts {
   std::vector<int64_t> evaluations;  // by index in spec.evaluate
 };
 
-// `teacher` and `student` are null where the model is not on this machine.
+// `teacher` and `student` are null where the model is not on this machine. `additions`: what student.add_tokens comes
+// to.
 JobPlan MakePlan(const v1::JobSpec& spec, const std::vector<std::string>& stages, const RowCounts& rows,
-                 const ModelFacts* teacher, const ModelFacts* student);
+                 const ModelFacts* teacher, const ModelFacts* student, const TokenAdditions& additions = {});
 
 nlohmann::json PlanToJson(const JobPlan& plan);
 std::string PlanToText(const JobPlan& plan, const Terminal& terminal);

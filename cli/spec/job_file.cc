@@ -64,7 +64,10 @@ JobFile LoadJobFile(const JobFileOptions& options, Diagnostics* diagnostics) {
   const std::string folder = std::filesystem::path(Absolute(options.working_dir, options.path)).parent_path().string();
   ResolvePaths(folder, options.working_dir, &file.spec);
   CheckDataFiles(file.origins, &file.spec, diagnostics);
-  if (options.check_models) CheckModelFolders(file.origins, file.spec, diagnostics);
+  if (options.check_models) {
+    CheckModelFolders(file.origins, file.spec, diagnostics);
+    file.text = LookAtTrainingText(file.origins, file.spec, diagnostics);
+  }
   return file;
 }
 

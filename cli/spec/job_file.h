@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "cli/spec/binder.h"
 #include "cli/spec/document.h"
+#include "cli/spec/training_sample.h"
 #include "retort/v1/job.pb.h"
 
 namespace retort::cli {
@@ -23,6 +24,7 @@ struct JobFile {
   v1::JobSpec
       spec;  // complete but for the uploaded files: all defaults, absolute paths, dataset formats and row counts
   Origins origins;
+  TrainingText text;  // only where models are looked at
 };
 
 // Reads, overrides, checks and completes. Everything that is wrong is in `diagnostics`; the result counts only when

@@ -7,6 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/json.h"
+#include "common/status.h"
+#include "model/training_rows.h"
 
 namespace retort::cli {
 namespace {
@@ -68,62 +70,9 @@ void CheckPrompts(const std::string& path, const Origins& origins, const v1::Pro
   }
 }
 
-absl::Status CheckMessagesRow(const json& row) {
-  const auto messages = row.find("messages");
-  if (messages == row.end()) return Invalid("messages", "missing");
-  if (!messages->is_array() || messages->empty()) return Invalid("messages", "wants a list of {role, content}");
-  bool assistant = false;
-  for (size_t i = 0; i < messages->size(); ++i) {
-    const json& message = (*messages)[i];
-    const std::string where = absl::StrCat("messages.", i);
-    if (!message.is_object()) return Invalid(where, "wants {role, content}");
-    const auto role = message.find("role");
-    const auto content = message.find("content");
-    if (role == message.end() || !role->is_string()) return Invalid(where + ".role", "wants a string");
-    if (content == message.end() || !content->is_string()) return Invalid(where + ".content", "wants a string");
-    const std::string& name = role->get_ref<const std::string&>();
-    if (name != "system" && name != "user" && name != "assistant" && name != "tool") {
-      return Invalid(where + ".role", absl::StrCat("is \"", name, "\", wants system, user, assistant or tool"));
-    }
-    assistant = name == "assistant";
-  }
-  if (!assistant) return Invalid("messages", "the last turn must be the assistant's; it is what is trained");
-  return absl::OkStatus();
-}
-
-absl::Status CheckTokenizedRow(const json& row) {
-  const auto ids = row.find("input_ids");
-  const auto labels = row.find("labels");
-  if (ids == row.end()) return Invalid("input_ids", "missing");
-  if (labels == row.end()) return Invalid("labels", "missing");
-  if (!ids->is_array() || ids->empty()) return Invalid("input_ids", "wants a list of token ids");
-  if (!labels->is_array()) return Invalid("labels", "wants a list of token ids, -100 where not trained");
-  if (ids->size() != labels->size()) {
-    return Invalid("labels", absl::StrCat("has ", labels->size(), " entries, input_ids has ", ids->size()));
-  }
-  for (size_t i = 0; i < ids->size(); ++i) {
-    const json& id = (*ids)[i];
-    const json& label = (*labels)[i];
-    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX) {
-      return Invalid(absl::StrCat("input_ids.", i), "wants a token id");
-    }
-    if (!label.is_number_integer() || label.get<int64_t>() > INT32_MAX ||
-        (label.get<int64_t>() < 0 && label.get<int64_t>() != -100)) {
-      return Invalid(absl::StrCat("labels.", i), "wants a token id, or -100");
-    }
-  }
-  return absl::OkStatus();
-}
-
-v1::DatasetFormat InferFormat(const json& row) {
-  if (row.contains("input_ids")) return v1::DATASET_FORMAT_TOKENIZED;
-  if (row.contains("messages")) return v1::DATASET_FORMAT_MESSAGES;
-  return v1::DATASET_FORMAT_UNSPECIFIED;
-}
-
-void CheckDataset(const std::string& path, const Origins& origins, v1::DatasetSource* source,
-                  Diagnostics* diagnostics) {
-  if (source->path().empty() || diagnostics->Touches(path)) return;
+void CheckDataset(const std::string& path, const Origins& origins, const v1::TrainingSpec& training,
+                  v1::DatasetSource* source, Diagnostics* diagnostics) {
+  if (source->path().empty() || diagnostics->Touches(path) || diagnostics->Touches("student.training")) return;
   std::error_code error;
   if (!fs::is_regular_file(source->path(), error)) {
     diagnostics->Add(
@@ -132,21 +81,16 @@ void CheckDataset(const std::string& path, const Origins& origins, v1::DatasetSo
                      "; wants a JSONL file of training rows"));
     return;
   }
+  const SftOptions options = SftOptionsOf(training, *source);
   int64_t rows = 0;
   const absl::Status status =
       ForEachJsonLine(source->path(), [&](int64_t, absl::string_view, const json& row) -> absl::Status {
         ++rows;
-        if (!row.is_object())
-          return absl::InvalidArgumentError(absl::StrCat("is ", row.type_name(), ", wants an object"));
-        if (source->format() == v1::DATASET_FORMAT_UNSPECIFIED) source->set_format(InferFormat(row));
-        switch (source->format()) {
-          case v1::DATASET_FORMAT_MESSAGES:
-            return CheckMessagesRow(row);
-          case v1::DATASET_FORMAT_TOKENIZED:
-            return CheckTokenizedRow(row);
-          default:
-            return absl::InvalidArgumentError("has neither messages nor input_ids; the format cannot be told");
+        if (source->format() == v1::DATASET_FORMAT_UNSPECIFIED) {
+          ASSIGN_OR_RETURN(const v1::DatasetFormat format, InferRowFormat(row));
+          source->set_format(format);
         }
+        return CheckTrainingRow(row, source->format(), options);
       });
   source->set_rows(rows);
   if (!status.ok()) {
@@ -223,7 +167,8 @@ void CheckDataFiles(const Origins& origins, v1::JobSpec* spec, Diagnostics* diag
     CheckPrompts(absl::StrCat("prompts.", i, ".path"), origins, spec->prompts(i), verified, diagnostics);
   }
   for (int i = 0; i < spec->dataset_size(); ++i) {
-    CheckDataset(absl::StrCat("dataset.", i), origins, spec->mutable_dataset(i), diagnostics);
+    CheckDataset(absl::StrCat("dataset.", i), origins, spec->student().training(), spec->mutable_dataset(i),
+                 diagnostics);
   }
   for (int i = 0; i < spec->evaluate_size(); ++i) {
     CheckPrompts(absl::StrCat("evaluate.", i, ".prompts"), origins, spec->evaluate(i).prompts(), true, diagnostics);

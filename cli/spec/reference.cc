@@ -16,7 +16,7 @@ it, `distctl plan job.yaml` says what would run, `distctl submit job.yaml` runs 
 - Input paths are relative to the job file's folder, `output_dir` to the folder where `distctl` runs.
 - `--set path.to.key=value` overrides a key before anything is checked; the value is YAML, a number in the path is an index into a list
   (`--set dataset.0.path=more.jsonl`; the list's length appends). A `null` is the same as leaving the key out.
-- A job has `prompts` and a `teacher`, or a `dataset`. Without `student` it ends with curated traces.
+- A job has `prompts` and a `teacher`, or a `dataset` ([kinds of rows, masks, added tokens](training-data.md)). Without `student` it ends with curated traces.
 - The tables below are all keys. "not in this version" marks what is known and refused.
 
 A whole job:

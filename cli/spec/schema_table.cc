@@ -161,16 +161,23 @@ constexpr Key kKeys[] = {
     {"curate.seed", kUint64, "42", "Seed of the split."},
 
     {"dataset", kMapList, "", "Training files instead of `prompts` and `teacher`: the job begins at training."},
-    {"dataset[].path", kPath, "", "JSONL file.", kRequired},
+    {"dataset[].path", kPath, "", "JSONL file, one row a line, or a file that is one JSON list of rows.", kRequired},
     {"dataset[].format",
      kChoice,
      "",
-     "`messages`: `{\"messages\": [{\"role\", \"content\"}, ...]}`, the last assistant turn is trained. `tokenized`: "
-     "`{\"input_ids\", "
-     "\"labels\"}`, taken as they are. Default: told from the rows.",
+     "`messages`: `{\"messages\": [{\"role\", \"content\"}, ...]}`, the last assistant turn is trained. "
+     "`prompt_completion`: `{\"prompt\", \"completion\"}`, two texts or two lists of messages, the completion is "
+     "trained. `text`: `{\"text\"}`, all of it is trained. `tokenized`: `{\"input_ids\", \"labels\"}`, taken as they "
+     "are; without labels all is trained. `columns`: any, for `prompt_template`. EOS is appended to texts. Default: "
+     "told from the first row.",
      kOptional,
      {},
-     "messages|tokenized|!sharegpt|!alpaca|!text"},
+     "messages|prompt_completion|text|tokenized|columns|!sharegpt|!alpaca"},
+    {"dataset[].prompt_template", kString, "",
+     "A text with slots for the row's columns; EOS is appended. `{}` takes the next of `prompt_template_fields`, "
+     "`{name}` the column of that name; `{{` and `}}` are braces. All of it is trained; with `completion_only_loss: "
+     "true` the last slot and what follows."},
+    {"dataset[].prompt_template_fields", kStringList, "", "Columns of the `{}` of `prompt_template`, in turn."},
     {"dataset[].split", kChoice, "train", "What the rows are for.", kOptional, {}, "train|validation|!test"},
     {"dataset[].weight", kReal, "1.0",
      "Share of the rows to use: the first `floor(weight * rows)` in the file's order.", kOptional, kShare},
@@ -186,6 +193,13 @@ constexpr Key kKeys[] = {
      "CPU threads of one rank; the bits of the result depend on it.",
      kOptional,
      {.min = 1, .max = 1024}},
+    {"student.add_tokens", kStringList, "",
+     "Tokens that the tokenizer gets where it lacks them, such as `[\"<think>\", \"</think>\"]`. The embeddings grow "
+     "where they must, new rows begin as the mean of the others, and `embed_tokens` and `lm_head` are trained whole "
+     "and "
+     "saved with the adapter."},
+    {"student.add_special_tokens", kStringList, "",
+     "Likewise, as special tokens: decoding that skips special tokens leaves them out."},
     {"student.load_in_4bit", kBool, "false", "Quantised base weights.", kOptional, {}, {}, "false", "-"},
     {"student.load_in_8bit", kBool, "false", "Quantised base weights.", kOptional, {}, {}, "false", "-"},
     {"student.lora", kOptionalMap, "",
@@ -286,6 +300,14 @@ constexpr Key kKeys[] = {
     {"student.training.max_length", kInt, "0",
      "Tokens; a longer sample is dropped and counted (`over_long`), never cut. 0: the model's own limit.", kOptional,
      kCountOrZero},
+    {"student.training.completion_only_loss", kBool, "",
+     "Default: of conversations the assistant's last turn is trained, of prompt and completion the completion, of "
+     "texts and filled templates everything. true: only such a part, of a filled template its last slot and what "
+     "follows. false: everything of every row."},
+    {"student.training.assistant_only_loss", kBool, "false",
+     "Of conversations all that the assistant says: what the `{% generation %}` blocks of the chat template write. "
+     "Where the template has none and TRL knows it with them, that one is used."},
+    {"student.training.train_on_eos", kBool, "true", "false: EOS is shown and not trained."},
     {"student.training.packing",
      kBool,
      "false",

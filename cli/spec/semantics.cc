@@ -5,7 +5,9 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "curate/answer.h"
+#include "model/training_rows.h"
 
 namespace retort::cli {
 namespace {
@@ -69,9 +71,34 @@ class Checker {
           "dataset",
           "there is no student to train on it; add student, e.g. student: {model_name_or_path: DIR, lora: {r: 16}}");
     }
+    for (int i = 0; i < spec_.dataset_size(); ++i) CheckDataset(absl::StrCat("dataset.", i), spec_.mutable_dataset(i));
     bool any_train = spec_.dataset_size() == 0;
     for (v1::DatasetSource& source : *spec_.mutable_dataset()) any_train = any_train || source.split() != "validation";
     if (!any_train) Complain("dataset", "no file has split: train");
+  }
+
+  void CheckDataset(const std::string& path, v1::DatasetSource* source) {
+    const std::string at = path + ".prompt_template";
+    const bool columns = source->format() == v1::DATASET_FORMAT_COLUMNS;
+    if (!Wrote(at)) {
+      if (Wrote(at + "_fields")) Complain(at + "_fields", "does nothing without prompt_template");
+      if (columns) Complain(path + ".format", "columns needs a prompt_template that says what becomes of them");
+      return;
+    }
+    const SftOptions options = SftOptionsOf(spec_.student().training(), *source);
+    if (options.prompt_template.empty()) {
+      Complain(at, "is empty");
+    } else if (const auto slots = PromptTemplateColumns(options); !slots.ok()) {
+      Complain(at, absl::StripPrefix(slots.status().message(), "prompt_template: "));
+    }
+    if (source->format() != v1::DATASET_FORMAT_UNSPECIFIED && !columns) {
+      Complain(path + ".format", "stands beside prompt_template, which takes rows of any columns; leave it out");
+    }
+    source->set_format(v1::DATASET_FORMAT_COLUMNS);
+    if (options.assistant_only_loss) {
+      Complain("student.training.assistant_only_loss",
+               absl::StrCat("needs conversations, and ", at, " makes texts of the rows"));
+    }
   }
 
   void CheckWorkers(const std::string& path, v1::WorkerCount* workers) {
@@ -161,6 +188,19 @@ class Checker {
     }
   }
 
+  void CheckAddedTokens(const std::string& path, const google::protobuf::RepeatedPtrField<std::string>& tokens) {
+    for (int i = 0; i < tokens.size(); ++i) {
+      const std::string& token = tokens[i];
+      const std::string at = Wrote(absl::StrCat(path, ".", i)) ? absl::StrCat(path, ".", i) : path;
+      if (token.empty()) Complain(at, "an empty text is no token");
+      // What other tools split there.
+      if (token.size() > 1 && absl::StrContains(token, ',')) {
+        Complain(at,
+                 absl::StrCat("\"", token, "\" holds a comma; write tokens as a list: [\"<think>\", \"</think>\"]"));
+      }
+    }
+  }
+
   void CheckStudent() {
     v1::StudentSpec* student = spec_.mutable_student();
     v1::TrainingSpec* training = student->mutable_training();
@@ -173,6 +213,8 @@ class Checker {
                "missing; a new adapter wants lora, e.g. lora: {r: 16}, or adapter_name_or_path to start from one");
     }
     CheckLora(student->lora());
+    CheckAddedTokens("student.add_tokens", student->add_tokens());
+    CheckAddedTokens("student.add_special_tokens", student->add_special_tokens());
     CheckWorkers("student.workers", student->mutable_workers());
     if (student->workers().min() > training->gradient_accumulation_steps() &&
         !diagnostics_->Touches("student.training.gradient_accumulation_steps")) {

@@ -1,11 +1,12 @@
 #include "cli/tokenize/row.h"
 
+#include <algorithm>
 #include <charconv>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
+#include "cli/tokenize/show_mask.h"
 #include "common/status.h"
 #include "model/trl_example.h"
 
@@ -91,55 +92,11 @@ absl::StatusOr<std::string> Decoded(const Tokenizer& tokenizer, const json& row,
   return line + "}\n";
 }
 
-// Control characters as they are written in JSON, so that a terminal shows them.
-std::string Visible(const std::string& text) {
-  std::string shown;
-  for (const char c : text) {
-    switch (c) {
-      case '\n':
-        shown += "\\n\n";
-        break;
-      case '\t':
-        shown += "\\t";
-        break;
-      case '\r':
-        shown += "\\r";
-        break;
-      default:
-        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
-          absl::StrAppend(&shown, "\\x", absl::Hex(static_cast<unsigned char>(c), absl::kZeroPad2));
-        } else {
-          shown += c;
-        }
-    }
-  }
-  return shown;
-}
-
-// Token by token; a character of several tokens is shown where its last one stands.
 absl::StatusOr<std::string> Shown(const Tokenizer& tokenizer, const TrlExample& example, bool color) {
-  std::string out;
-  size_t trained = 0;
-  std::vector<int32_t> pending;
-  for (size_t i = 0; i < example.ids.size(); ++i) {
-    const bool on = example.labels[i] != kIgnoreLabel;
-    trained += on ? 1 : 0;
-    pending.push_back(example.ids[i]);
-    ASSIGN_OR_RETURN(const std::string text, tokenizer.Decode(pending, false));
-    const bool cut = absl::string_view(text).find("\xef\xbf\xbd") != absl::string_view::npos;
-    if (cut && pending.size() < 4 && i + 1 < example.ids.size()) continue;
-    pending.clear();
-    // Neighbours differ in shade, so that the ends of tokens are seen.
-    if (color) {
-      const char* shade = on ? (i % 2 == 0 ? "\x1b[30;42m" : "\x1b[30;102m") : (i % 2 == 0 ? "\x1b[90m" : "\x1b[37m");
-      absl::StrAppend(&out, shade, absl::StrReplaceAll(Visible(text), {{"\n", absl::StrCat("\x1b[0m\n", shade)}}),
-                      "\x1b[0m");
-    } else {
-      absl::StrAppend(&out, on ? "[" : "", Visible(text), on ? "]" : "|");
-    }
-  }
-  absl::StrAppend(&out, "\n-- ", example.ids.size(), " tokens, ", trained, " trained\n");
-  return out;
+  ASSIGN_OR_RETURN(const std::vector<ShownToken> tokens, ShowTokens(tokenizer, example.ids, example.labels));
+  const auto untrained = std::count(example.labels.begin(), example.labels.end(), kIgnoreLabel);
+  return absl::StrCat(MaskText(tokens, color), "\n-- ", example.ids.size(), " tokens, ",
+                      static_cast<int64_t>(example.ids.size()) - untrained, " trained\n");
 }
 
 absl::StatusOr<RowOutput> Run(const Tokenizer& tokenizer, const Line& line, const RowOptions& options) {

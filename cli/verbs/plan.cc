@@ -56,12 +56,17 @@ int Plan(const JobFileArguments& arguments, const Globals& globals) {
   }
   if (spec.has_student()) student = FactsOf("student", spec.student().model_name_or_path(), &notes);
   JobPlan plan = MakePlan(spec, StageNames(spec), rows, teacher.has_value() ? &*teacher : nullptr,
-                          student.has_value() ? &*student : nullptr);
+                          student.has_value() ? &*student : nullptr, file.text.additions);
   plan.notes.insert(plan.notes.end(), notes.begin(), notes.end());
   if (globals.json) {
-    PrintJson(PlanToJson(plan));
+    nlohmann::json document = PlanToJson(plan);
+    document.update(TrainingTextToJson(file.text));
+    PrintJson(document);
   } else {
-    std::fputs(PlanToText(plan, DescribeTerminal(STDOUT_FILENO)).c_str(), stdout);
+    const Terminal terminal = DescribeTerminal(STDOUT_FILENO);
+    std::string text = PlanToText(plan, terminal);
+    if (file.text.sample.has_value()) text += "\n" + SampleText(file.text, terminal.color);
+    std::fputs(text.c_str(), stdout);
   }
   return kExitDone;
 }

@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -5,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "cli/command.h"
 #include "cli/job_file_arguments.h"
+#include "cli/render/terminal.h"
 
 namespace retort::cli {
 
@@ -20,10 +23,14 @@ void AddValidate(CLI::App* app, Context* context) {
     }
     const std::vector<std::string> stages = StageNames(file.spec);
     if (context->globals.json) {
-      PrintJson({{"valid", true}, {"name", file.spec.name()}, {"stages", stages}});
+      nlohmann::json document = {{"valid", true}, {"name", file.spec.name()}, {"stages", stages}};
+      document.update(TrainingTextToJson(file.text));
+      PrintJson(document);
     } else {
       std::printf("%s: valid; job %s: %s\n", arguments->path.c_str(), file.spec.name().c_str(),
                   absl::StrJoin(stages, " > ").c_str());
+      const std::string sample = SampleText(file.text, DescribeTerminal(STDOUT_FILENO).color);
+      if (!sample.empty()) std::printf("\n%s", sample.c_str());
     }
   });
 }

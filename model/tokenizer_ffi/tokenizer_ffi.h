@@ -37,6 +37,14 @@ struct RetortTemplate;
 int32_t retort_tokenizer_new(RetortSlice json, RetortSlice added, bool split_special_tokens,
                              RetortTokenizer** tokenizer, RetortBytes* error);
 void retort_tokenizer_free(RetortTokenizer* tokenizer);
+// Adds tokens as transformers' add_tokens, one after the other, before others use the tokenizer. `ids`: of each of
+// them; `known`: 1 for those that had an id before.
+int32_t retort_tokenizer_add(RetortTokenizer* tokenizer, RetortSlice tokens, RetortIds* ids, RetortIds* known,
+                             RetortBytes* error);
+// The ids that have a token, ascending.
+int32_t retort_tokenizer_all_ids(const RetortTokenizer* tokenizer, RetortIds* ids, RetortBytes* error);
+// tokenizer.json.
+int32_t retort_tokenizer_to_json(const RetortTokenizer* tokenizer, RetortBytes* json, RetortBytes* error);
 // Writes one list for each text; on failure none.
 int32_t retort_tokenizer_encode(const RetortTokenizer* tokenizer, const RetortSlice* texts, size_t count,
                                 bool add_special_tokens, RetortIds* ids, RetortBytes* error);

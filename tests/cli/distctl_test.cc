@@ -7,6 +7,7 @@
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
+#include "tests/tiny_tokenizer.h"
 
 namespace retort::cli {
 
@@ -23,7 +24,8 @@ void DistctlTest::SetUp() {
                        "\n");
   Write("model/config.json",
         R"({"num_hidden_layers": 1, "hidden_size": 4, "num_attention_heads": 1, "vocab_size": 10})");
-  Write("model/tokenizer.json", "{}");
+  Write("model/tokenizer.json", kTinyTokenizer);
+  Write("model/tokenizer_config.json", kTinyTokenizerConfig);
   const std::string header = R"({"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})";
   std::string length(8, '\0');
   length[0] = static_cast<char>(header.size());

@@ -56,7 +56,8 @@ TEST_F(ProgramTest, ModelVerbsRunTheTeacherBesideDistctl) {
 TEST_F(ProgramTest, Validate) {
   const Ended run = Distctl("validate job.yaml");
   EXPECT_EQ(run.exit_code, 0) << run.err;
-  EXPECT_EQ(run.out, "job.yaml: valid; job j: train\n");
+  EXPECT_EQ(run.out, absl::StrCat("job.yaml: valid; job j: train\n\nloss mask of ", (folder_ / "train.jsonl").string(),
+                                  ":1, 5 tokens, 2 trained [so]:\nuser|a|assistant|[b][</s>]\n"));
   const Ended bad = Distctl("validate job.yaml --set student.lora.rank=3 --set student.lora.r=0");
   EXPECT_EQ(bad.exit_code, 2);
   EXPECT_EQ(bad.err,

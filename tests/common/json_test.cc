@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_cat.h"
 #include "common/file.h"
 
 namespace retort {
@@ -31,6 +32,39 @@ TEST(Json, NamesTheLineOfAJsonlFile) {
   });
   EXPECT_EQ(sum, 3);
   EXPECT_NE(status.message().find(path + ":4: "), std::string::npos) << status;
+}
+
+// The texts and lines of a file's rows, or the error.
+std::string Rows(const std::string& contents) {
+  const std::string path = testing::TempDir() + "/json_test_rows.json";
+  EXPECT_TRUE(WriteFileAtomically(path, contents).ok());
+  std::string rows;
+  const absl::Status status =
+      ForEachJsonLine(path, [&](int64_t line, absl::string_view text, const nlohmann::json& row) {
+        EXPECT_EQ(nlohmann::json::parse(text), row);
+        absl::StrAppend(&rows, line, ":", text, "\n");
+        return absl::OkStatus();
+      });
+  if (status.ok()) return rows;
+  return std::string(status.message().substr(path.size()));
+}
+
+TEST(Json, AListIsItsRows) {
+  EXPECT_EQ(Rows("[]"), "");
+  EXPECT_EQ(Rows("\n [ ]\n"), "");
+  EXPECT_EQ(Rows("[{\"a\": \"},]\\\"[\"}, 7]"), "1:{\"a\": \"},]\\\"[\"}\n1:7\n");
+  EXPECT_EQ(Rows("\n[\n  {\n    \"a\": [1, \"b  c\"],\r\n  \"d\": {}\n  },\n  {\"a\": 2}\n]\n"),
+            "3:{ \"a\": [1, \"b  c\"], \"d\": {} }\n7:{\"a\": 2}\n");
+}
+
+TEST(Json, AListThatIsNone) {
+  EXPECT_EQ(Rows("[{}").substr(0, 19), ":1: the list does n");
+  EXPECT_EQ(Rows("[{},\n]").substr(0, 11), ":2: a comma");
+  EXPECT_EQ(Rows("[,{}]").substr(0, 11), ":1: a comma");
+  EXPECT_EQ(Rows("[{},\n\n{]}\n]").substr(0, 14), ":3: not valid ");
+  EXPECT_EQ(Rows("[1 2]").substr(0, 14), ":1: not valid ");
+  EXPECT_EQ(Rows("[}]").substr(0, 14), ":1: not valid ");
+  EXPECT_EQ(Rows("[{}]\n{}").substr(0, 19), ":2: text after the ");
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "common/file.h"
@@ -41,7 +42,10 @@ class DatasetTest : public ::testing::Test {
   absl::StatusOr<Dataset> Read(const std::string& text, int64_t max_length = 10, int64_t limit = kAll,
                                v1::DatasetFormat format = v1::DATASET_FORMAT_UNSPECIFIED) {
     DatasetBuilder builder(max_length);
-    const absl::Status status = AddRows(Write(text), "data/rows.jsonl", format, limit, nullptr, options_, builder);
+    v1::DatasetSource source;
+    source.set_path("data/rows.jsonl");
+    source.set_format(format);
+    const absl::Status status = AddRows(Write(text), source, limit, nullptr, options_, builder);
     if (!status.ok()) return status;
     return std::move(builder).Build();
   }
@@ -118,8 +122,8 @@ TEST_F(DatasetTest, ErrorsNameTheUsersFileAndLine) {
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), HasSubstr("data/rows.jsonl:2"));
   EXPECT_THAT(status.message(), ::testing::Not(HasSubstr(root_)));
-  status = Read("{\"text\": \"x\"}\n").status();
-  EXPECT_THAT(status.message(), HasSubstr("messages"));
+  status = Read("{\"x\": \"x\"}\n").status();
+  EXPECT_THAT(std::string(status.message()), HasSubstr("data/rows.jsonl:1: the row has columns x; wants messages, or"));
   status = Read("{\"messages\": []}\n").status();
   EXPECT_THAT(status.message(), HasSubstr("tokenizer"));
 }
@@ -152,15 +156,16 @@ TEST_F(DatasetTest, ATokenThatTheModelDoesNotHaveIsAnErrorOfItsRow) {
             "\n");
   DatasetBuilder builder(10);
   const ByteTokenizer tokenizer;
-  const absl::Status status =
-      AddRows(path, "data/rows.jsonl", v1::DATASET_FORMAT_UNSPECIFIED, kAll, &tokenizer, options_, builder);
+  v1::DatasetSource source;
+  source.set_path("data/rows.jsonl");
+  const absl::Status status = AddRows(path, source, kAll, &tokenizer, options_, builder);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), HasSubstr("data/rows.jsonl:2: holds d, which the tokenizer makes token 100"));
   EXPECT_THAT(status.message(), HasSubstr("the model has only 100"));
 }
 
 TEST_F(DatasetTest, RowsOfATemplateThatPrintsTheDateAreKeptByDate) {
-  options_.model_folder = root_;
+  options_.tokenizer_folder = root_;
   v1::DatasetSource source;
   source.mutable_file()->set_sha256("rows");
   const auto keys_at = [&](int64_t seconds) {
@@ -172,6 +177,34 @@ TEST_F(DatasetTest, RowsOfATemplateThatPrintsTheDateAreKeptByDate) {
   std::ofstream(root_ + "/chat_template.jinja") << "{{ strftime_now('%d') }}{{ messages[0].content }}";
   EXPECT_NE(keys_at(1), keys_at(2));
   EXPECT_EQ(keys_at(1), keys_at(1));
+}
+
+TEST_F(DatasetTest, WhatDecidesTheLabelsIsPartOfTheCachesKey) {
+  options_.tokenizer_folder = root_;
+  v1::DatasetSource source;
+  source.mutable_file()->set_sha256("rows");
+  std::set<std::string> keys;
+  const auto add = [&] { return keys.insert(DatasetCacheKey({source}, options_).value()).second; };
+  EXPECT_TRUE(add());
+  EXPECT_FALSE(add());
+  options_.training.set_completion_only_loss(false);
+  EXPECT_TRUE(add());
+  options_.training.set_completion_only_loss(true);
+  EXPECT_TRUE(add());
+  options_.training.set_assistant_only_loss(true);
+  EXPECT_TRUE(add());
+  options_.training.set_train_on_eos(true);
+  EXPECT_FALSE(add()) << "the default";
+  options_.training.set_train_on_eos(false);
+  EXPECT_TRUE(add());
+  source.set_prompt_template("{}");
+  EXPECT_TRUE(add());
+  source.add_prompt_template_fields("q");
+  EXPECT_TRUE(add());
+  options_.add_tokens = {"<think>"};
+  EXPECT_TRUE(add());
+  options_.add_special_tokens.swap(options_.add_tokens);
+  EXPECT_TRUE(add());
 }
 
 TEST_F(DatasetTest, WaitsForWhoHoldsTheLockAndSaysSo) {

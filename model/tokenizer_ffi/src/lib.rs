@@ -143,6 +143,68 @@ pub unsafe extern "C" fn retort_tokenizer_new(
     })
 }
 
+/// Which of `tokens` the tokenizer has as added tokens: those are left as they are, whatever their flags. One that is
+/// in the vocabulary becomes an added token under its id. As transformers' add_tokens.
+///
+/// # Safety
+/// `tokenizer` is not used by another thread; `tokens` is readable; `ids`, `known` and `error` are writable.
+#[no_mangle]
+pub unsafe extern "C" fn retort_tokenizer_add(
+    tokenizer: *mut Tokenizer,
+    tokens: Slice,
+    ids: *mut Ids,
+    known: *mut Ids,
+    error: *mut Bytes,
+) -> i32 {
+    guarded(error, || {
+        let tokenizer = &mut *tokenizer;
+        let tokens = read_added_tokens(tokens.text()?)?;
+        let mut all_ids = Vec::with_capacity(tokens.len());
+        let mut all_known = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            let content = token.content.clone();
+            let added = tokenizer.get_added_tokens_decoder().values().any(|other| other.content == content);
+            all_known.push(u32::from(tokenizer.token_to_id(&content).is_some()));
+            if !added {
+                tokenizer.add_tokens([token]).map_err(Failure::invalid)?;
+            }
+            let id = tokenizer.token_to_id(&content);
+            all_ids.push(id.ok_or_else(|| Failure::invalid(format!("{content:?} cannot be a token")))?);
+        }
+        ids.write(Ids::from_slice(&all_ids));
+        known.write(Ids::from_slice(&all_known));
+        Ok(())
+    })
+}
+
+/// # Safety
+/// `tokenizer` is valid; `ids` and `error` are writable.
+#[no_mangle]
+pub unsafe extern "C" fn retort_tokenizer_all_ids(tokenizer: *const Tokenizer, ids: *mut Ids, error: *mut Bytes) -> i32 {
+    guarded(error, || {
+        let mut all: Vec<u32> = (*tokenizer).get_vocab(true).into_values().collect();
+        all.sort_unstable();
+        all.dedup();
+        ids.write(Ids::from_slice(&all));
+        Ok(())
+    })
+}
+
+/// # Safety
+/// `tokenizer` is valid; `json` and `error` are writable.
+#[no_mangle]
+pub unsafe extern "C" fn retort_tokenizer_to_json(
+    tokenizer: *const Tokenizer,
+    json: *mut Bytes,
+    error: *mut Bytes,
+) -> i32 {
+    guarded(error, || {
+        let text = (*tokenizer).to_string(true).map_err(Failure::invalid)?;
+        json.write(Bytes::from_vec(text.into_bytes()));
+        Ok(())
+    })
+}
+
 /// # Safety
 /// `tokenizer` came from `retort_tokenizer_new` and is not used again.
 #[no_mangle]

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "cli/spec/local_checks.h"
+#include "tests/tiny_tokenizer.h"
 
 namespace retort::cli {
 namespace {
@@ -35,7 +36,8 @@ student:
           R"({"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]})"
           "\n");
     Write("model/config.json", "{}");
-    Write("model/tokenizer.json", "{}");
+    Write("model/tokenizer.json", kTinyTokenizer);
+    Write("model/tokenizer_config.json", kTinyTokenizerConfig);
     WriteSafetensors("model/model.safetensors", R"({"w":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}})", 24);
   }
   void TearDown() override { fs::remove_all(folder_); }
@@ -94,22 +96,105 @@ TEST_F(JobFileTest, DataErrorsNameFileLineAndField) {
     return Errors();
   };
   EXPECT_EQ(error_with(""), where + " has no rows\n");
-  EXPECT_THAT(error_with("{\"a\": 1}\n{\n"), testing::StartsWith(where + ":1: has neither messages nor input_ids"));
+  EXPECT_THAT(error_with("{\"a\": 1}\n{\n"),
+              testing::StartsWith(where + ":1: the row has columns a; wants messages, or prompt and"));
   EXPECT_THAT(error_with("{\n"), testing::StartsWith(where + ":1: not valid JSON"));
-  EXPECT_EQ(error_with("[1]\n"), where + ":1: is array, wants an object\n");
+  EXPECT_EQ(error_with("[1]\n"), where + ":1: is number, wants an object\n");
+  EXPECT_EQ(error_with("[{\"text\": \"a\"},\n {\"text\": 3}]\n"), where + ":2: text: wants a string\n");
   EXPECT_EQ(error_with(R"({"messages": [{"role": "user", "content": "a"}]})"),
             where + ":1: messages: the last turn must be the assistant's; it is what is trained\n");
-  EXPECT_EQ(error_with(R"({"messages": [{"role": "bot", "content": "a"}]})"),
-            where + ":1: messages.0.role: is \"bot\", wants system, user, assistant or tool\n");
+  EXPECT_EQ(
+      error_with(R"({"messages": [{"role": "bot", "content": "a"}]})"),
+      where + ":1: messages.0.role: is \"bot\", wants one of system, developer, user, assistant, tool, function\n");
   EXPECT_EQ(error_with(R"({"messages": [{"role": "assistant", "content": 3}]})"),
             where + ":1: messages.0.content: wants a string\n");
   EXPECT_EQ(error_with("{\"input_ids\": [1, 2], \"labels\": [1]}"),
             where + ":1: labels: has 1 entries, input_ids has 2\n");
   EXPECT_EQ(error_with("{\"input_ids\": [1, -2], \"labels\": [1, 2]}"), where + ":1: input_ids.1: wants a token id\n");
   EXPECT_EQ(error_with("{\"input_ids\": [1], \"labels\": [1]}\n{\"messages\": []}"),
-            where + ":2: input_ids: missing\n");
+            where + ":2: input_ids: missing; the row has messages\n");
   fs::remove(folder_ / "data/train.jsonl");
   EXPECT_EQ(Errors(), where + " does not exist; wants a JSONL file of training rows\n");
+}
+
+TEST_F(JobFileTest, EveryKindOfRowIsToldFromItsColumns) {
+  JobFile file;
+  const auto format_of = [&](const std::string& row, const std::vector<std::string>& sets = {}) {
+    Write("data/train.jsonl", row);
+    EXPECT_EQ(Errors(sets, &file), "") << row;
+    return file.spec.dataset(0).format();
+  };
+  EXPECT_EQ(format_of(R"({"prompt": "a ", "completion": "b"})"), v1::DATASET_FORMAT_PROMPT_COMPLETION);
+  EXPECT_EQ(file.text.sample->input_ids, (std::vector<int32_t>{2, 3, 1}));
+  EXPECT_EQ(format_of(R"([{"text": "a b"}])"), v1::DATASET_FORMAT_TEXT);
+  EXPECT_EQ(format_of(R"({"input_ids": [7, 1]})"), v1::DATASET_FORMAT_TOKENIZED);
+  EXPECT_EQ(file.text.sample->labels, (std::vector<int32_t>{7, 1}));
+  EXPECT_EQ(format_of(R"({"q": "a", "r": "b"})",
+                      {"dataset.0.prompt_template='c {} {r} '", "dataset.0.prompt_template_fields=q",
+                       "student.training.completion_only_loss=true"}),
+            v1::DATASET_FORMAT_COLUMNS);
+  EXPECT_EQ(file.text.sample->input_ids, (std::vector<int32_t>{4, 2, 3, 1}));
+  EXPECT_EQ(file.text.sample->labels, (std::vector<int32_t>{-100, -100, 3, 1}));
+  EXPECT_EQ(SampleText(file.text, false), absl::StrCat("loss mask of ", (folder_ / "data/train.jsonl").string(),
+                                                       ":1, 4 tokens, 2 trained [so]:\nc|a|[b][</s>]\n"));
+}
+
+TEST_F(JobFileTest, OptionsDecideWhatTheSampleTrains) {
+  const std::string row = R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},)"
+                          R"( {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]})";
+  Write("data/train.jsonl", row);
+  JobFile file;
+  const auto mask = [&](const std::vector<std::string>& sets) {
+    EXPECT_EQ(Errors(sets, &file), "");
+    return file.text.sample.has_value() ? MaskText(file.text.sample->tokens, false) : "";
+  };
+  EXPECT_EQ(mask({}), "user|a|assistant|b|</s>|user|c|assistant|[d][</s>]");
+  EXPECT_EQ(mask({"student.training.assistant_only_loss=true"}),
+            "user|a|assistant|[b][</s>]user|c|assistant|[d][</s>]");
+  EXPECT_EQ(mask({"student.training.completion_only_loss=false"}),
+            "[user][a][assistant][b][</s>][user][c][assistant][d][</s>]");
+  EXPECT_EQ(mask({"student.training.train_on_eos=false"}), "user|a|assistant|b|</s>|user|c|assistant|[d]</s>|");
+}
+
+TEST_F(JobFileTest, WhatCannotBeTrainedSoIsRefused) {
+  const std::string where = "DIR/job.yaml:3:12: dataset.0.path: DIR/data/train.jsonl:1: ";
+  const std::vector<std::string> assistant = {"student.training.assistant_only_loss=true"};
+  const auto errors_of = [&](const std::string& row, const std::vector<std::string>& sets) {
+    Write("data/train.jsonl", row);
+    return Errors(sets);
+  };
+  for (const char* row : {R"({"text": "a"})", R"({"prompt": "a", "completion": "b"})", R"({"input_ids": [1]})"}) {
+    EXPECT_THAT(errors_of(row, assistant), testing::StartsWith(where + "assistant_only_loss: needs conversations"));
+  }
+  EXPECT_THAT(errors_of(R"({"text": "a"})", {"student.training.completion_only_loss=true"}),
+              testing::StartsWith(where + "completion_only_loss: a text has no completion"));
+  const std::string row = R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})";
+  Write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }} {% endfor %}");
+  EXPECT_THAT(errors_of(row, assistant),
+              testing::StartsWith(where + "assistant_only_loss needs a chat template with {% generation %}"));
+  EXPECT_EQ(
+      errors_of(row, {"dataset.0.prompt_template='{a}{'"}),
+      "--set dataset.0.prompt_template='{a}{': dataset.0.prompt_template: a { without its }; write {{ for a brace\n");
+  EXPECT_THAT(errors_of(row, {"dataset.0.prompt_template='{q}'"}),
+              testing::StartsWith(where + "q: missing; the row has messages"));
+  EXPECT_THAT(errors_of(row, {"dataset.0.prompt_template_fields=q"}),
+              testing::HasSubstr("prompt_template_fields: does nothing without prompt_template"));
+  EXPECT_THAT(errors_of(row, {"dataset.0.format=columns"}), testing::HasSubstr("columns needs a prompt_template"));
+}
+
+TEST_F(JobFileTest, AddedTokensAreLookedUp) {
+  JobFile file;
+  ASSERT_EQ(Errors({"student.add_tokens=['<think>', b]", "student.add_special_tokens='</s>'"}, &file), "");
+  const auto& tokens = file.text.additions.tokens;
+  ASSERT_EQ(tokens.size(), 3u);
+  EXPECT_EQ(tokens[0].id, 8);
+  EXPECT_FALSE(tokens[0].known);
+  EXPECT_EQ(tokens[1].id, 3);
+  EXPECT_TRUE(tokens[1].known);
+  EXPECT_EQ(tokens[2].id, 1);
+  EXPECT_EQ(file.text.additions.rows, 9);
+  EXPECT_THAT(Errors({"student.add_tokens='<think>,</think>'"}), testing::HasSubstr("holds a comma; write tokens as"));
+  EXPECT_THAT(Errors({"student.add_tokens=['']"}), testing::HasSubstr("an empty text is no token"));
 }
 
 TEST_F(JobFileTest, PromptErrorsNameFileLineAndField) {
