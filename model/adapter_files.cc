@@ -32,6 +32,8 @@ constexpr absl::string_view kPrefix = "base_model.model.";
 constexpr absl::string_view kSuffixA = ".lora_A.weight";
 constexpr absl::string_view kSuffixB = ".lora_B.weight";
 constexpr absl::string_view kSuffixMagnitude = ".lora_magnitude_vector";
+constexpr absl::string_view kSuffixOriginal = ".original_module.weight";
+constexpr absl::string_view kSuffixSaved = ".modules_to_save.weight";
 constexpr absl::string_view kHead = "lm_head.weight";
 constexpr absl::string_view kEmbeddings = "model.embed_tokens.weight";
 // In the tensor file's metadata: the config of the trained half, where the other is a frozen one.
@@ -179,6 +181,9 @@ absl::Status ReadTensors(const SafetensorsFile& file, const std::string& path, c
           ReadTensor(file, path, name, {model.vocab_size, model.hidden_size}, adapter.replaced[std::string(plain)]));
       continue;
     }
+    // Of those that are trained too PEFT then writes what they were, and what they are a second time.
+    const bool wrapped = absl::ConsumeSuffix(&plain, kSuffixOriginal) || absl::ConsumeSuffix(&plain, kSuffixSaved);
+    if (wrapped && places.contains(absl::StrCat(kPrefix, plain, ".weight"))) continue;
     return UnknownTensor(path, name, model);
   }
   RETURN_IF_ERROR(CheckComplete(path, places, found, targets_in_tensors, adapter));

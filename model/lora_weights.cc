@@ -18,6 +18,8 @@ namespace retort {
 namespace {
 
 constexpr absl::string_view kLayers = "model.layers.";
+constexpr const char* kEmbeddings = "model.embed_tokens.weight";
+constexpr const char* kHead = "lm_head.weight";
 
 // The part of a name after "model.layers.<index>.".
 absl::string_view WithinLayer(absl::string_view name) {
@@ -84,13 +86,28 @@ absl::Status Replace(const std::string& name, const at::Tensor& value, ModelWeig
 // Puts whole tensors in. A tied model stays tied where its two embeddings are given as one.
 absl::Status ReplaceAll(const std::map<std::string, at::Tensor>& tensors, bool together, ModelWeights& weights) {
   for (const auto& [name, value] : tensors) RETURN_IF_ERROR(Replace(name, value, weights));
-  const bool touched = tensors.contains("lm_head.weight") || tensors.contains("model.embed_tokens.weight");
+  const bool touched = tensors.contains(kHead) || tensors.contains(kEmbeddings);
   if (!weights.config.tie_word_embeddings || !touched) return absl::OkStatus();
   if (together) {
     weights.lm_head = weights.embed_tokens;
   } else {
     weights.config.tie_word_embeddings = false;
   }
+  return absl::OkStatus();
+}
+
+// Puts in the embeddings that the adapter brings along. PEFT copies them into the model's: what is tied there is both.
+absl::Status ReplaceEmbeddings(const LoraAdapter& adapter, ModelWeights& weights) {
+  const auto embeddings = adapter.replaced.find(kEmbeddings);
+  const auto head = adapter.replaced.find(kHead);
+  const bool both = embeddings != adapter.replaced.end() && head != adapter.replaced.end();
+  const bool one =
+      !adapter.replaced.empty() && !both && !adapter.full.contains(kEmbeddings) && !adapter.full.contains(kHead);
+  if (!weights.config.tie_word_embeddings || !(one || (both && embeddings->second.equal(head->second)))) {
+    return ReplaceAll(adapter.replaced, /*together=*/false, weights);
+  }
+  RETURN_IF_ERROR(Replace(kEmbeddings, adapter.replaced.begin()->second, weights));
+  weights.lm_head = weights.embed_tokens;
   return absl::OkStatus();
 }
 
@@ -183,7 +200,7 @@ absl::Status PrepareBase(const LoraAdapter& adapter, ModelWeights& weights) {
       return absl::OkStatus();
     }));
   }
-  return ReplaceAll(adapter.replaced, /*together=*/false, weights);
+  return ReplaceEmbeddings(adapter, weights);
 }
 
 absl::Status MergeAdapter(const LoraAdapter& adapter, ModelWeights& weights) {
@@ -199,7 +216,7 @@ absl::Status MergeAdapter(const LoraAdapter& adapter, ModelWeights& weights) {
     }));
   }
   return CatchTorchErrors("merge adapter", [&]() -> absl::Status {
-    RETURN_IF_ERROR(ReplaceAll(adapter.replaced, /*together=*/false, weights));
+    RETURN_IF_ERROR(ReplaceEmbeddings(adapter, weights));
     return ReplaceAll(adapter.full, adapter.config.ensure_weight_tying, weights);
   });
 }

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "model/training_model.h"
+#include "model/trl_example.h"
 #include "tests/model/tokenizer_folder.h"
 
 namespace retort {
@@ -151,6 +152,48 @@ TEST_F(GrownAdapterTest, FewerRowsThanTheModelHasAreAnError) {
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("have 14 rows, the model's 15"));
 }
+
+// Of each token given those before it.
+std::vector<double> LogProbabilities(ModelWeights weights, const LoraAdapter& adapter,
+                                     const std::vector<int32_t>& ids) {
+  auto model = TrainingModel::Create(std::move(weights), adapter, {});
+  EXPECT_TRUE(model.ok()) << model.status();
+  std::vector<double> values;
+  for (size_t i = 1; i < ids.size(); ++i) {
+    MicroBatch batch = {ids, std::vector<int32_t>(ids.size(), kIgnoreLabel), {0, static_cast<int64_t>(ids.size())}};
+    batch.labels[i] = ids[i];
+    values.push_back(-(*model)->Loss(batch).value().loss);
+  }
+  return values;
+}
+
+class ResizedAdapterTest : public testing::TestWithParam<std::string> {};
+
+// tests/golden/resized, made by tests/golden/make_resized_golden.py.
+TEST_P(ResizedAdapterTest, GivesWhatPeftGives) {
+  const std::string folder = std::string(std::getenv("RETORT_SOURCE_DIR")) + "/tests/golden/resized/" + GetParam();
+  const std::string base = folder.substr(0, folder.rfind('/')) + "/base";
+  const nlohmann::json expected = ReadJsonFile(folder + "/expected.json").value();
+  const auto ids = expected["ids"].get<std::vector<int32_t>>();
+  const auto near = testing::Pointwise(testing::DoubleNear(2e-4), expected["logprobs"].get<std::vector<double>>());
+  const ModelWeights weights = LoadWeights(base, at::kFloat, at::kCPU).value();
+  const auto adapter = LoadAdapter(folder, weights.config);
+  ASSERT_TRUE(adapter.ok()) << adapter.status();
+  EXPECT_THAT(LogProbabilities(weights, *adapter, ids), near) << "trained on";
+  ModelWeights merged = weights;
+  ASSERT_TRUE(MergeAdapter(*adapter, merged).ok());
+  const LoraAdapter nothing = InitLora(merged.config, {.r = 1, .target_modules = {"q_proj"}}, 1).value();
+  EXPECT_THAT(LogProbabilities(merged, nothing, ids), near) << "merged";
+}
+
+INSTANTIATE_TEST_SUITE_P(Peft, ResizedAdapterTest,
+                         testing::Values("tied/lora", "tied/head", "tied/embeddings", "tied/both", "untied/lora",
+                                         "untied/head", "untied/embeddings", "untied/both"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           name[name.find('/')] = '_';
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace retort

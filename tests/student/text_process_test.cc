@@ -121,91 +121,94 @@ TEST_F(TextProcessTest, EveryKindOfRowTrainsWhatItSays) {
   EXPECT_EQ(TrainRows(row, columns(true)), last);
 }
 
-TEST_F(TextProcessTest, AddedTokensAreTrainedSavedAndMerged) {
+class AddedTokensTest : public TextProcessTest, public ::testing::WithParamInterface<bool> {};
+
+TEST_P(AddedTokensTest, AreTrainedSavedAndMerged) {
   const std::string row =
       R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think> b </think> c"}]})";
-  for (const bool tied : {true, false}) {
-    const std::string model = SmallModel(tied);
-    const auto adds = [&](v1::TrainTask* task) {
-      v1::StudentSpec* student = task->mutable_student();
-      student->set_model_name_or_path(model);
-      for (const char* token : {"<think>", "</think>", "b"}) student->add_add_tokens(token);
-      student->mutable_training()->set_save_steps(1);
-    };
-    const std::string sha256 = TrainRows(row, adds);
-    ASSERT_NE(sha256, "");
-    const v1::TaskResult result = coordinator_->outcome().results["j.train.0.0"];
-    const std::vector<std::string> files = {kAdapterConfigFile, kAdapterWeightsFile, "tokenizer.json",
-                                            "tokenizer_config.json", "chat_template.jinja"};
-    const std::string adapter_folder = Fetched(result.artifacts(0).artifact_id(), files, absl::StrCat("adapter", tied));
-    Fetched(result.final_checkpoint().artifact_id(), files, absl::StrCat("checkpoint", tied));
-    const ModelConfig config = LoadModelConfig(model).value();
-    const LoraAdapter adapter = LoadAdapter(adapter_folder, config).value();
-    EXPECT_EQ(adapter.full.size(), tied ? 1u : 2u);
-    EXPECT_EQ(VocabularyUnder(adapter, config), 10);
-    const auto tokenizer = Tokenizer::Load(adapter_folder);
-    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
-    EXPECT_EQ((*tokenizer)->TokenToId("</think>"), 9);
+  const bool tied = GetParam();
+  const std::string model = SmallModel(tied);
+  const auto adds = [&](v1::TrainTask* task) {
+    v1::StudentSpec* student = task->mutable_student();
+    student->set_model_name_or_path(model);
+    for (const char* token : {"<think>", "</think>", "b"}) student->add_add_tokens(token);
+    student->mutable_training()->set_save_steps(1);
+  };
+  const std::string sha256 = TrainRows(row, adds);
+  ASSERT_NE(sha256, "");
+  const v1::TaskResult result = coordinator_->outcome().results["j.train.0.0"];
+  const std::vector<std::string> files = {kAdapterConfigFile, kAdapterWeightsFile, "tokenizer.json",
+                                          "tokenizer_config.json", "chat_template.jinja"};
+  const std::string adapter_folder = Fetched(result.artifacts(0).artifact_id(), files, absl::StrCat("adapter", tied));
+  Fetched(result.final_checkpoint().artifact_id(), files, absl::StrCat("checkpoint", tied));
+  const ModelConfig config = LoadModelConfig(model).value();
+  const LoraAdapter adapter = LoadAdapter(adapter_folder, config).value();
+  EXPECT_EQ(adapter.full.size(), tied ? 1u : 2u);
+  EXPECT_EQ(VocabularyUnder(adapter, config), 10);
+  const auto tokenizer = Tokenizer::Load(adapter_folder);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ((*tokenizer)->TokenToId("</think>"), 9);
 
-    // Ranks that die and come again, several of them, change nothing.
-    NewCoordinator();
-    v1::GetTaskResponse task = TaskOver(row);
-    adds(task.mutable_train());
-    coordinator_->SetTask(task);
-    for (int i = 0; i < 2; ++i) coordinator_->Place(absl::StrCat("j.train.0.", i));
-    Start("j.train.0.0", "student.before_exchange:2:1000");
-    Start("j.train.0.1", "student.before_apply:2");
-    AwaitKilled("j.train.0.1");
-    ::kill(running_.at("j.train.0.0"), SIGKILL);
-    AwaitKilled("j.train.0.0");
-    EXPECT_EQ(coordinator_->outcome().checkpoint.step(), 1);
-    for (int i = 0; i < 2; ++i) coordinator_->Place(absl::StrCat("j.train.0.", i));
-    for (int i = 0; i < 2; ++i) Start(absl::StrCat("j.train.0.", i));
-    AwaitDone();
-    EXPECT_EQ(coordinator_->outcome().results["j.train.0.0"].adapter_sha256(), sha256);
+  // Ranks that die and come again, several of them, change nothing.
+  NewCoordinator();
+  v1::GetTaskResponse task = TaskOver(row);
+  adds(task.mutable_train());
+  coordinator_->SetTask(task);
+  for (int i = 0; i < 2; ++i) coordinator_->Place(absl::StrCat("j.train.0.", i));
+  Start("j.train.0.0", "student.before_exchange:2:1000");
+  Start("j.train.0.1", "student.before_apply:2");
+  AwaitKilled("j.train.0.1");
+  ::kill(running_.at("j.train.0.0"), SIGKILL);
+  AwaitKilled("j.train.0.0");
+  EXPECT_EQ(coordinator_->outcome().checkpoint.step(), 1);
+  for (int i = 0; i < 2; ++i) coordinator_->Place(absl::StrCat("j.train.0.", i));
+  for (int i = 0; i < 2; ++i) Start(absl::StrCat("j.train.0.", i));
+  AwaitDone();
+  EXPECT_EQ(coordinator_->outcome().results["j.train.0.0"].adapter_sha256(), sha256);
 
-    v1::GetTaskResponse export_task;
-    v1::ExportTask& exported = *export_task.mutable_export_();
-    *exported.mutable_student() = task.train().student();
-    exported.mutable_export_()->set_adapter(true);
-    exported.mutable_export_()->set_merged("f32");
-    *exported.mutable_final_checkpoint() = coordinator_->outcome().checkpoint;
-    coordinator_->SetTask(export_task);
-    Start("j.export.0.0");
-    AwaitDone();
-    const v1::TaskResult both = coordinator_->outcome().results["j.export.0.0"];
-    ASSERT_EQ(both.artifacts_size(), 2);
-    Fetched(both.artifacts(0).artifact_id(), files, absl::StrCat("again", tied));
-    const std::string merged =
-        Fetched(both.artifacts(1).artifact_id(),
-                {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"},
-                absl::StrCat("merged", tied));
-    const ModelWeights weights = LoadWeights(merged, c10::kFloat, c10::kCPU).value();
-    EXPECT_EQ(weights.config.vocab_size, 10);
-    EXPECT_EQ(weights.config.tie_word_embeddings, tied);
-    EXPECT_TRUE(weights.embed_tokens.equal(adapter.full.at("model.embed_tokens.weight")));
+  v1::GetTaskResponse export_task;
+  v1::ExportTask& exported = *export_task.mutable_export_();
+  *exported.mutable_student() = task.train().student();
+  exported.mutable_export_()->set_adapter(true);
+  exported.mutable_export_()->set_merged("f32");
+  *exported.mutable_final_checkpoint() = coordinator_->outcome().checkpoint;
+  coordinator_->SetTask(export_task);
+  Start("j.export.0.0");
+  AwaitDone();
+  const v1::TaskResult both = coordinator_->outcome().results["j.export.0.0"];
+  ASSERT_EQ(both.artifacts_size(), 2);
+  Fetched(both.artifacts(0).artifact_id(), files, absl::StrCat("again", tied));
+  const std::string merged =
+      Fetched(both.artifacts(1).artifact_id(),
+              {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"},
+              absl::StrCat("merged", tied));
+  const ModelWeights weights = LoadWeights(merged, c10::kFloat, c10::kCPU).value();
+  EXPECT_EQ(weights.config.vocab_size, 10);
+  EXPECT_EQ(weights.config.tie_word_embeddings, tied);
+  EXPECT_TRUE(weights.embed_tokens.equal(adapter.full.at("model.embed_tokens.weight")));
 
-    // Training goes on from such an adapter, whose tokenizer has the tokens.
-    const auto goes_on = [&](v1::TrainTask* other) {
-      adds(other);
-      other->mutable_student()->set_adapter_name_or_path(adapter_folder);
-    };
-    EXPECT_NE(TrainRows(row, goes_on), "");
-    const auto tells = [&](v1::TrainTask* other) {
-      goes_on(other);
-      other->mutable_student()->add_add_tokens("<more>");
-    };
-    rows_ = row;
-    task = TaskOver(row);
-    tells(task.mutable_train());
-    NewCoordinator();
-    *task.mutable_train()->mutable_dataset(0)->mutable_file() = coordinator_->Put(row);
-    coordinator_->SetTask(task);
-    Start("j.train.0.0");
-    EXPECT_EQ(WEXITSTATUS(AwaitEnd("j.train.0.0")), 1);
-    EXPECT_THAT(coordinator_->outcome().failures["j.train.0.0"], HasSubstr("has 10 rows of embeddings"));
-  }
+  // Training goes on from such an adapter, whose tokenizer has the tokens.
+  const auto goes_on = [&](v1::TrainTask* other) {
+    adds(other);
+    other->mutable_student()->set_adapter_name_or_path(adapter_folder);
+  };
+  EXPECT_NE(TrainRows(row, goes_on), "");
+  const auto tells = [&](v1::TrainTask* other) {
+    goes_on(other);
+    other->mutable_student()->add_add_tokens("<more>");
+  };
+  rows_ = row;
+  task = TaskOver(row);
+  tells(task.mutable_train());
+  NewCoordinator();
+  *task.mutable_train()->mutable_dataset(0)->mutable_file() = coordinator_->Put(row);
+  coordinator_->SetTask(task);
+  Start("j.train.0.0");
+  EXPECT_EQ(WEXITSTATUS(AwaitEnd("j.train.0.0")), 1);
+  EXPECT_THAT(coordinator_->outcome().failures["j.train.0.0"], HasSubstr("has 10 rows of embeddings"));
 }
+
+INSTANTIATE_TEST_SUITE_P(Tied, AddedTokensTest, ::testing::Bool());
 
 }  // namespace
 }  // namespace retort

@@ -61,6 +61,33 @@ student:
   EXPECT_EQ(plan.disk.checkpoint, 3 * plan.memory[0].adapter);
 }
 
+TEST(PlanTest, ModulesThatAreTrainedWholeCount) {
+  v1::JobSpec spec = Spec(R"(name: d
+dataset: [{path: t.jsonl}]
+student:
+  model_name_or_path: m
+  add_tokens: ["<think>", "</think>"]
+  lora: {r: 4, target_modules: [q_proj], modules_to_save: [norm]}
+)");
+  spec.mutable_dataset(0)->set_rows(100);
+  ModelFacts model = Model();
+  model.tensors = {{.name = "model.embed_tokens.weight", .shape = {100, 8}},
+                   {.name = "model.norm.weight", .shape = {8}},
+                   {.name = "model.layers.0.self_attn.q_norm.weight", .shape = {4}}};
+  TokenAdditions additions;
+  additions.tokens = {{"<think>", 100, false}, {"</think>", 5, true}};
+  additions.rows = 101;
+  const auto adapter = [&] { return MakePlan(spec, {"train"}, {}, nullptr, &model, additions).memory[0].adapter / 4; };
+  EXPECT_EQ(adapter(), 4 * (8 + 8) + 8 + 2 * 101 * 8) << "embedding and head";
+  model.tied = true;
+  EXPECT_EQ(adapter(), 4 * (8 + 8) + 8 + 101 * 8);
+  EXPECT_THAT(MakePlan(spec, {"train"}, {}, nullptr, &model, additions).notes,
+              testing::ElementsAre("<think> is added as token 100", "</think> is token 5 already and stays it",
+                                   testing::StartsWith("embed_tokens and lm_head are trained whole")));
+  additions.tokens.erase(additions.tokens.begin());
+  EXPECT_EQ(adapter(), 4 * (8 + 8) + 8) << "nothing is new";
+}
+
 TEST(PlanTest, GenerationBoundsTraining) {
   const v1::JobSpec spec = Spec(R"(name: g
 prompts: [{path: p.jsonl, weight: 0.5}]
