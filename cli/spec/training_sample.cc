@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cli/spec/local_checks.h"
 #include "common/json.h"
 #include "common/status.h"
 #include "model/tokenizer_folder.h"
@@ -59,6 +60,27 @@ absl::Status TryCuratedRow(const Tokenizer& tokenizer, const v1::TrainingSpec& t
   return ExampleFromRow(tokenizer, row, SftOptionsOf(training, v1::DatasetSource())).status();
 }
 
+// Tokens that are new beside an adapter's tokenizer need rows in its embeddings, which are taken as they are.
+void CheckAdapterHolds(const Origins& origins, const v1::StudentSpec& student, const TokenAdditions& additions,
+                       Diagnostics* diagnostics) {
+  const char* path = student.add_tokens_size() > 0 ? "student.add_tokens" : "student.add_special_tokens";
+  if (!additions.any_new() || student.adapter_name_or_path().empty()) return;
+  const auto tensors = ReadSafetensorsHeader(student.adapter_name_or_path() + "/adapter_model.safetensors");
+  if (!tensors.ok()) return;  // said already
+  int64_t rows = 0;
+  for (const TensorInfo& tensor : *tensors) {
+    const bool embeddings = tensor.name == "base_model.model.model.embed_tokens.weight";
+    if (embeddings && tensor.shape.size() == 2) rows = tensor.shape[0];
+  }
+  if (rows >= additions.rows) return;
+  diagnostics->Add(
+      origins.Of(path), path,
+      absl::StrCat("the adapter that training starts from, ", student.adapter_name_or_path(),
+                   rows == 0 ? ", has no embeddings of its own"
+                             : absl::StrCat(", has ", rows, " rows of embeddings, and ", additions.rows, " are needed"),
+                   "; tokens are added to a new adapter"));
+}
+
 }  // namespace
 
 TrainingText LookAtTrainingText(const Origins& origins, const v1::JobSpec& spec, Diagnostics* diagnostics) {
@@ -81,6 +103,7 @@ TrainingText LookAtTrainingText(const Origins& origins, const v1::JobSpec& spec,
     if (loaded.ok()) {
       tokenizer = *std::move(loaded);
       text.additions = tokenizer->additions();
+      CheckAdapterHolds(origins, student, text.additions, diagnostics);
     } else if (adds || !only_ids) {
       diagnostics->Add(origins.Of(model), model, loaded.status().message());
       return text;

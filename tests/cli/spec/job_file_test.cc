@@ -182,6 +182,18 @@ TEST_F(JobFileTest, WhatCannotBeTrainedSoIsRefused) {
   EXPECT_THAT(errors_of(row, {"dataset.0.format=columns"}), testing::HasSubstr("columns needs a prompt_template"));
 }
 
+TEST_F(JobFileTest, TheExampleOfAddedTokensIsValid) {
+  const char* root = std::getenv("RETORT_SOURCE_DIR");
+  ASSERT_NE(root, nullptr);
+  Diagnostics diagnostics;
+  const JobFileOptions options = {
+      .path = std::string(root) + "/examples/smollm2/think_tokens.yaml", .working_dir = "/", .check_models = false};
+  const JobFile file = LoadJobFile(options, &diagnostics);
+  EXPECT_EQ(diagnostics.ToString(), "");
+  EXPECT_EQ(file.spec.dataset(0).format(), v1::DATASET_FORMAT_COLUMNS);
+  EXPECT_EQ(file.spec.dataset(0).rows(), 8);
+}
+
 TEST_F(JobFileTest, AddedTokensAreLookedUp) {
   JobFile file;
   ASSERT_EQ(Errors({"student.add_tokens=['<think>', b]", "student.add_special_tokens='</s>'"}, &file), "");
@@ -193,6 +205,17 @@ TEST_F(JobFileTest, AddedTokensAreLookedUp) {
   EXPECT_TRUE(tokens[1].known);
   EXPECT_EQ(tokens[2].id, 1);
   EXPECT_EQ(file.text.additions.rows, 9);
+  Write("a/adapter_config.json", "{\"r\": 8}");
+  const std::vector<std::string> over = {"student.adapter_name_or_path=a", "student.lora=null",
+                                         "student.add_tokens=['<think>']"};
+  WriteSafetensors("a/adapter_model.safetensors", "{}", 0);
+  EXPECT_THAT(Errors(over), testing::HasSubstr("student.add_tokens: the adapter that training starts from, DIR/a, has "
+                                               "no embeddings of its own; tokens are added to a new adapter"));
+  const std::string embeddings = R"("base_model.model.model.embed_tokens.weight")";
+  WriteSafetensors("a/adapter_model.safetensors",
+                   absl::StrCat("{", embeddings, R"(: {"dtype": "F32", "shape": [9, 1], "data_offsets": [0, 36]}})"),
+                   36);
+  EXPECT_EQ(Errors(over), "");
   EXPECT_THAT(Errors({"student.add_tokens='<think>,</think>'"}), testing::HasSubstr("holds a comma; write tokens as"));
   EXPECT_THAT(Errors({"student.add_tokens=['']"}), testing::HasSubstr("an empty text is no token"));
 }
