@@ -235,11 +235,14 @@ absl::StatusOr<TrainingExample> Trained(const Tokenizer& tokenizer, const json& 
   trl.completion_only = options.completion_only_loss.value_or(true);
   auto example = MakeTrlExample(tokenizer, row, trl);
   if (!example.ok()) {
-    // What decides it in a job.
-    const std::string message(example.status().message());
-    return absl::Status(example.status().code(),
-                        absl::StrReplaceAll(message, {{"loss_on: assistant ", "assistant_only_loss "},
-                                                      {"loss_on: ", "assistant_only_loss: "}}));
+    // In the words of a job.
+    const std::string message =
+        absl::StrReplaceAll(example.status().message(),
+                            {{"loss_on: assistant needs", "assistant_only_loss: needs"},
+                             {"loss_on: ", "assistant_only_loss: "},
+                             {"give one as chat_template, or train on the completion",
+                              "put them into the model's chat_template.jinja, or leave assistant_only_loss out"}});
+    return absl::Status(example.status().code(), message);
   }
   return FromTrl(*std::move(example));
 }

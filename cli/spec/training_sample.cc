@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "cli/spec/local_checks.h"
 #include "common/json.h"
 #include "common/status.h"
@@ -112,7 +113,7 @@ TrainingText LookAtTrainingText(const Origins& origins, const v1::JobSpec& spec,
   if (generated && tokenizer != nullptr && student.training().assistant_only_loss()) {
     if (const absl::Status status = TryCuratedRow(*tokenizer, student.training()); !status.ok()) {
       const char* path = "student.training.assistant_only_loss";
-      diagnostics->Add(origins.Of(path), path, status.message());
+      diagnostics->Add(origins.Of(path), path, absl::StripPrefix(status.message(), "assistant_only_loss: "));
     }
   }
   for (int i = 0; i < spec.dataset_size(); ++i) {

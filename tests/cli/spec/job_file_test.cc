@@ -171,7 +171,7 @@ TEST_F(JobFileTest, WhatCannotBeTrainedSoIsRefused) {
   const std::string row = R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})";
   Write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }} {% endfor %}");
   EXPECT_THAT(errors_of(row, assistant),
-              testing::StartsWith(where + "assistant_only_loss needs a chat template with {% generation %}"));
+              testing::StartsWith(where + "assistant_only_loss: needs a chat template with {% generation %}"));
   EXPECT_EQ(
       errors_of(row, {"dataset.0.prompt_template='{a}{'"}),
       "--set dataset.0.prompt_template='{a}{': dataset.0.prompt_template: a { without its }; write {{ for a brace\n");
