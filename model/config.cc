@@ -36,7 +36,16 @@ void ReadDtype(ConfigReader& top, ModelConfig& config) {
   }
 }
 
-// DeepSeek's own: matrices in float8_e4m3 with a scale for each 128 x 128 block.
+// bitsandbytes says by each tensor how it is stored; here it must only be one of the two ways that there are. Old
+// configs do without quant_method.
+bool IsBitsAndBytes(const json& object) {
+  if (!object.is_object()) return false;
+  const auto is_true = [&](const char* key) { return object.value(key, json()) == true; };
+  const json method = object.value("quant_method", json());
+  return (method.is_null() || method == "bitsandbytes") && is_true("load_in_4bit") != is_true("load_in_8bit");
+}
+
+// DeepSeek's own, float8_e4m3 with a scale for each 128 x 128 block, and bitsandbytes.
 void ReadQuantization(ConfigReader& top, ModelConfig& config) {
   if (const json* other = top.Find("compression_config"); other != nullptr) {
     top.Unsupported("compression_config", *other);
@@ -46,6 +55,10 @@ void ReadQuantization(ConfigReader& top, ModelConfig& config) {
   if (object->is_object() && object->value("quant_method", json()) == "fp8" &&
       object->value("weight_block_size", json()) == json({128, 128})) {
     config.block_fp8 = true;
+    return;
+  }
+  if (IsBitsAndBytes(*object)) {
+    config.bitsandbytes = true;
     return;
   }
   top.Unsupported("quantization_config", *object);

@@ -101,6 +101,7 @@ struct ModelConfig {
   std::string activation_dropout;  // a key of dropout that training would have to apply; empty: none
   int64_t mtp_layers = 0;          // multi-token prediction layers that the files may hold after the others
   bool block_fp8 = false;          // matrices in float8 with a scale for each 128 x 128 block
+  bool bitsandbytes = false;       // linear modules may be stored in 4 or 8 bits, as bitsandbytes keeps them
   c10::ScalarType dtype = c10::ScalarType::Float;  // of the stored weights, as the config says
   std::vector<int32_t> eos_token_ids;              // generation_config.json's where there is one, else config.json's
   std::optional<int32_t> bos_token_id;

@@ -111,7 +111,9 @@ absl::Status InitPissa(const LoraModule& module, const LoraConfig& config, const
     }
     iterations = parsed;
   }
-  pair = PissaPair(*WeightOf(weights, module.name), rank, ScalingOf(config, module.name), iterations, key);
+  const at::Tensor& weight = *WeightOf(weights, module.name);
+  if (!weight.defined()) return NotPissa(module.name);
+  pair = PissaPair(weight, rank, ScalingOf(config, module.name), iterations, key);
   pair.frozen_a = pair.a.clone();
   pair.frozen_b = pair.b.clone();
   return absl::OkStatus();
@@ -141,7 +143,8 @@ absl::Status InitModule(const LoraModule& module, const LoraConfig& config, cons
     pair.b = at::zeros({module.out_features, width}, at::kFloat);
   }
   if (config.use_dora) {
-    pair.magnitude = RowNorms(AdaptedWeight(*WeightOf(*weights, module.name), pair, ScalingOf(config, module.name)))
+    pair.magnitude = RowNorms(AdaptedWeight(FrozenWeight(*LinearOf(*weights, module.name), at::kFloat), pair,
+                                            ScalingOf(config, module.name)))
                          .to(at::kCPU)
                          .contiguous();
   }
@@ -169,8 +172,11 @@ absl::StatusOr<LoraAdapter> InitLora(const ModelConfig& model, const LoraConfig&
     // From here on the frozen parts say it.
     if (absl::StartsWith(config.init_lora_weights, "pissa")) adapter.config.init_lora_weights = "true";
     for (const auto& [name, shape] : full) {
-      adapter.full[name] =
-          TensorOf(*weights, name)->to(at::kCPU, at::kFloat, /*non_blocking=*/false, /*copy=*/true).contiguous();
+      const at::Tensor* tensor = TensorOf(*weights, name);
+      // A quantised module that is to be trained whole begins with what it stands for.
+      const at::Tensor start =
+          tensor->defined() ? *tensor : FrozenWeight(*LinearOf(*weights, name.substr(0, name.rfind('.'))), at::kFloat);
+      adapter.full[name] = start.to(at::kCPU, at::kFloat, /*non_blocking=*/false, /*copy=*/true).contiguous();
     }
     return absl::OkStatus();
   }));
@@ -183,6 +189,7 @@ absl::Status CompletePissa(const ModelWeights& weights, LoraAdapter& adapter) {
     for (auto& [name, pair] : adapter.modules) {
       const at::Tensor* weight = WeightOf(weights, name);
       const int64_t rank = pair.a.size(0);
+      if (weight != nullptr && !weight->defined()) return NotPissa(name);
       if (weight == nullptr || pair.b.size(0) != weight->size(0) || pair.a.size(1) != weight->size(1) ||
           rank > std::min(weight->size(0), weight->size(1))) {
         return absl::InvalidArgumentError(absl::StrCat("init_lora_weights: pissa does not fit ", name));

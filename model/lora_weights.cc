@@ -57,6 +57,10 @@ absl::Status MergeModule(const std::string& name, const LoraPair& pair, double s
   if (absl::StrContains(name, ".mlp.experts.")) return MergeExperts(name, pair, scaling, weights);
   at::Tensor* weight = WeightOf(weights, name);
   if (weight == nullptr) return Missing(name);
+  if (const Linear* linear = LinearOf(weights, name); linear != nullptr && linear->quantized != nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("merge adapter: ", name, " is kept quantised; load the base widened"));
+  }
   if (pair.b.size(0) != weight->size(0) || pair.a.size(1) != weight->size(1)) {
     return Misfit(name, *weight, pair.a, pair.b);
   }
@@ -68,9 +72,22 @@ absl::Status MergeModule(const std::string& name, const LoraPair& pair, double s
   return absl::OkStatus();
 }
 
+// Puts a quantised module's weight in its full width.
+void Widen(const std::string& name, ModelWeights& weights) {
+  const c10::ScalarType dtype = weights.embed_tokens.scalar_type();
+  VisitTensors(weights, [&](const TensorPlace& place) {
+    if (place.name == name && place.weight_of != nullptr && place.weight_of->quantized != nullptr) {
+      *place.tensor = FrozenWeight(*place.weight_of, dtype);
+      place.weight_of->quantized = nullptr;
+    }
+    return absl::OkStatus();
+  }).IgnoreError();
+}
+
 absl::Status Replace(const std::string& name, const at::Tensor& value, ModelWeights& weights) {
   const bool embeddings = name == "lm_head.weight" || name == "model.embed_tokens.weight";
   at::Tensor* tensor = TensorOf(weights, name);
+  if (tensor != nullptr && !tensor->defined()) Widen(name, weights);
   if (tensor == nullptr || !tensor->defined()) {
     return absl::InvalidArgumentError(absl::StrCat("merge adapter: the model has no tensor \"", name, "\""));
   }
@@ -119,15 +136,38 @@ LayerWeights* LayerOf(ModelWeights& weights, const std::string& name) {
   return index < weights.layers.size() ? &weights.layers[index] : nullptr;
 }
 
+const Linear* LinearOf(const ModelWeights& weights, const std::string& module) {
+  const LayerWeights* layer = LayerOf(const_cast<ModelWeights&>(weights), module);
+  if (layer == nullptr) return nullptr;
+  const absl::string_view within = WithinLayer(module);
+  for (const ProjectionShape& shape : ProjectionsOf(weights.config, layer - weights.layers.data())) {
+    if (within == ProjectionName(shape.projection)) return &(*layer)[shape.projection];
+  }
+  return nullptr;
+}
+
+at::Tensor FrozenWeight(const Linear& linear, c10::ScalarType dtype) {
+  if (linear.quantized == nullptr) return linear.weight.to(dtype);
+  const QuantizedMatrix& matrix = *linear.quantized;
+  return Dequantise(matrix, matrix.type == QuantType::kInt8 ? dtype : matrix.source_dtype).to(dtype);
+}
+
+void WidenQuantized(ModelWeights& weights, c10::ScalarType dtype) {
+  for (LayerWeights& layer : weights.layers) {
+    for (Linear& linear : layer.linears) {
+      if (linear.quantized == nullptr) continue;
+      linear.weight = linear.Weight(dtype);
+      linear.quantized = nullptr;
+    }
+  }
+}
+
 at::Tensor* WeightOf(ModelWeights& weights, const std::string& module) {
   LayerWeights* layer = LayerOf(weights, module);
   if (layer == nullptr) return nullptr;
-  const absl::string_view within = WithinLayer(module);
-  if (within == "mlp.gate.weight") return layer->router.defined() ? &layer->router : nullptr;
-  for (const ProjectionShape& shape : ProjectionsOf(weights.config, layer - weights.layers.data())) {
-    if (within == ProjectionName(shape.projection)) return &(*layer)[shape.projection].weight;
-  }
-  return nullptr;
+  if (WithinLayer(module) == "mlp.gate.weight") return layer->router.defined() ? &layer->router : nullptr;
+  auto* linear = const_cast<Linear*>(LinearOf(weights, module));
+  return linear == nullptr ? nullptr : &linear->weight;
 }
 
 const at::Tensor* WeightOf(const ModelWeights& weights, const std::string& module) {
@@ -155,6 +195,11 @@ at::Tensor AdaptedWeight(const at::Tensor& weight, const LoraPair& pair, double 
     base = base.sub(at::matmul(on_device(pair.frozen_b), on_device(pair.frozen_a)), scaling);
   }
   return base.add(at::matmul(on_device(pair.b), on_device(pair.a)), scaling);
+}
+
+absl::Status NotPissa(const std::string& module) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("init_lora_weights: pissa wants a base in float32, bfloat16 or float16; ", module, " is quantised"));
 }
 
 at::Tensor RowNorms(const at::Tensor& weight) { return at::linalg_vector_norm(weight, 2, {1}); }
@@ -191,6 +236,7 @@ absl::Status PrepareBase(const LoraAdapter& adapter, ModelWeights& weights) {
     if (!pair.frozen_a.defined()) continue;
     at::Tensor* weight = WeightOf(weights, name);
     if (weight == nullptr) return Missing(name);
+    if (!weight->defined()) return NotPissa(name);
     if (pair.frozen_b.size(0) != weight->size(0) || pair.frozen_a.size(1) != weight->size(1)) {
       return Misfit(name, *weight, pair.frozen_a, pair.frozen_b);
     }

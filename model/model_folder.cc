@@ -1,3 +1,5 @@
+#include "model/model_folder.h"
+
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -24,17 +26,6 @@ constexpr uint64_t kMaxShardBytes = 5'000'000'000;
 constexpr uint64_t kCachedHashBytes = 1 << 20;
 
 constexpr const char* kGenerationFile = "generation_config.json";
-
-const char* DtypeName(c10::ScalarType dtype) {
-  switch (dtype) {
-    case c10::ScalarType::BFloat16:
-      return "bfloat16";
-    case c10::ScalarType::Half:
-      return "float16";
-    default:
-      return "float32";
-  }
-}
 
 // Of a Llama that was made in code.
 json ConfigToJson(const ModelConfig& config) {
@@ -81,24 +72,13 @@ absl::Status CopyConfigFiles(const ModelWeights& weights, c10::ScalarType dtype,
     }
     config = ConfigToJson(weights.config);
   }
-  std::error_code error;
   if (!source_folder.empty()) {
     ASSIGN_OR_RETURN(config, ReadJsonFile(absl::StrCat(source_folder, "/config.json")));
-    const fs::path generation = fs::path(source_folder) / kGenerationFile;
-    if (fs::exists(generation, error)) {
-      fs::copy_file(generation, fs::path(folder) / kGenerationFile, error);
-      if (error) return ErrnoStatus(absl::StrCat("copy ", generation.string()), error.value());
-    }
-    RETURN_IF_ERROR(CopyTokenizerFiles(tokenizer_folder.empty() ? source_folder : tokenizer_folder, folder));
+    RETURN_IF_ERROR(CopyModelFiles(source_folder, tokenizer_folder, folder));
   }
-  // What was widened or set aside is not there any more.
-  config.erase("quantization_config");
+  DescribePlainWeights(dtype, config);
   config["vocab_size"] = weights.config.vocab_size;
   config["tie_word_embeddings"] = weights.config.tie_word_embeddings;
-  if (weights.config.mtp_layers > 0) config["num_nextn_predict_layers"] = 0;
-  // Where both spellings stand, transformers reads the newer one.
-  if (config.contains("dtype")) config["dtype"] = DtypeName(dtype);
-  if (config.contains("torch_dtype") || !config.contains("dtype")) config["torch_dtype"] = DtypeName(dtype);
   return WriteFileAtomically(absl::StrCat(folder, "/config.json"), config.dump(2) + "\n");
 }
 
@@ -169,6 +149,36 @@ absl::StatusOr<std::string> HashOfFile(const fs::path& path, const std::string& 
 }
 
 }  // namespace
+
+const char* DtypeName(c10::ScalarType dtype) {
+  switch (dtype) {
+    case c10::ScalarType::BFloat16:
+      return "bfloat16";
+    case c10::ScalarType::Half:
+      return "float16";
+    default:
+      return "float32";
+  }
+}
+
+absl::Status CopyModelFiles(const std::string& source_folder, const std::string& tokenizer_folder,
+                            const std::string& folder) {
+  std::error_code error;
+  const fs::path generation = fs::path(source_folder) / kGenerationFile;
+  if (fs::exists(generation, error)) {
+    fs::copy_file(generation, fs::path(folder) / kGenerationFile, error);
+    if (error) return ErrnoStatus(absl::StrCat("copy ", generation.string()), error.value());
+  }
+  return CopyTokenizerFiles(tokenizer_folder.empty() ? source_folder : tokenizer_folder, folder);
+}
+
+void DescribePlainWeights(c10::ScalarType dtype, json& config) {
+  config.erase("quantization_config");
+  if (config.contains("num_nextn_predict_layers")) config["num_nextn_predict_layers"] = 0;
+  // Where both spellings stand, transformers reads the newer one.
+  if (config.contains("dtype")) config["dtype"] = DtypeName(dtype);
+  if (config.contains("torch_dtype") || !config.contains("dtype")) config["torch_dtype"] = DtypeName(dtype);
+}
 
 absl::Status SaveModelFolder(const ModelWeights& weights, c10::ScalarType dtype, const std::string& source_folder,
                              const std::string& folder, const std::string& tokenizer_folder) {

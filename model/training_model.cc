@@ -35,7 +35,7 @@ absl::StatusOr<std::unique_ptr<TrainingModel>> TrainingModel::Create(ModelWeight
   return CatchTorchErrors("training model", [&]() -> absl::StatusOr<std::unique_ptr<TrainingModel>> {
     ASSIGN_OR_RETURN(FlatAdapter flat, FlatAdapter::Create(weights.config, adapter, weights.embed_tokens.device()));
     const bool packed = weights.embed_tokens.is_cpu() && options.compute_dtype == at::kFloat &&
-                        CpuTrainingSupports(weights.config) && flat.plain();
+                        CpuTrainingSupports(weights.config) && flat.plain() && !HasQuantized(weights);
     return packed ? MakeCpuTrainingModel(std::move(weights), adapter, options)
                   : MakeAtenTrainingModel(std::move(weights), adapter, options);
   });

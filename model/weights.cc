@@ -13,10 +13,12 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/check.h"
 #include "common/status.h"
 #include "model/device_upload.h"
-#include "model/fp8_blocks.h"
 #include "model/parallel/shard.h"
+#include "model/plain_source.h"
+#include "model/quantized/bitsandbytes.h"
 #include "model/safetensors_source.h"
 #include "model/torch_status.h"
 
@@ -35,6 +37,13 @@ absl::Status CheckShape(const std::string& where, const std::string& name, const
                                                  absl::StrJoin(shape, ", "), "]"));
 }
 
+absl::Status CheckFloat(const std::string& where, const std::string& name, const at::Tensor& stored) {
+  if (IsFloat(stored.scalar_type())) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(where, ": tensor \"", name, "\" is stored as ",
+                                                 c10::toString(stored.scalar_type()),
+                                                 "; only floating-point weights are supported"));
+}
+
 std::map<std::string, std::vector<int64_t>> ShapesOf(const ModelConfig& config) {
   ModelWeights empty{.config = config};
   std::map<std::string, std::vector<int64_t>> shapes;
@@ -45,41 +54,10 @@ std::map<std::string, std::vector<int64_t>> ShapesOf(const ModelConfig& config) 
   return shapes;
 }
 
-// Some files give experts one tensor for a whole layer: gate and up [experts, 2 * intermediate, hidden], down [experts,
-// hidden, intermediate]. Returns the slice that `name` asks for, undefined where there is no such tensor.
-absl::StatusOr<at::Tensor> FromStackedExperts(TensorSource& source, const std::string& name) {
-  const size_t at = name.find(".mlp.experts.");
-  if (at == std::string::npos) return at::Tensor();
-  const std::string prefix = name.substr(0, at + 13);
-  const std::string rest = name.substr(at + 13);  // "<index>.gate_proj.weight"
-  const int64_t index = std::atoll(rest.c_str());
-  const bool down = absl::EndsWith(rest, ".down_proj.weight");
-  const std::string stacked = prefix + (down ? "down_proj" : "gate_up_proj");
-  if (!source.Has(stacked)) return at::Tensor();
-  ASSIGN_OR_RETURN(const at::Tensor whole, source.Get(stacked));
-  if (whole.dim() != 3 || index >= whole.size(0) || (!down && whole.size(1) % 2 != 0)) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor \"", stacked, "\" has shape [",
-                                                   absl::StrJoin(whole.sizes(), ", "), "], which holds no \"", name,
-                                                   "\""));
-  }
-  const at::Tensor expert = whole.select(0, index);
-  if (down) return expert;
-  const int64_t inner = expert.size(0) / 2;
-  return expert.narrow(0, absl::EndsWith(rest, ".up_proj.weight") ? inner : 0, inner);
-}
-
-absl::StatusOr<at::Tensor> Read(TensorSource& source, const ModelConfig& config, const std::string& name,
-                                c10::ScalarType widened) {
-  if (!source.Has(name)) {
-    ASSIGN_OR_RETURN(at::Tensor slice, FromStackedExperts(source, name));
-    if (slice.defined()) return slice;
-  }
-  ASSIGN_OR_RETURN(at::Tensor stored, source.Get(name));
-  if (config.block_fp8 && stored.scalar_type() == at::kFloat8_e4m3fn) {
-    ASSIGN_OR_RETURN(const at::Tensor scales, source.Get(name + "_scale_inv"));
-    return DequantiseBlockFp8(stored, scales, widened);
-  }
-  return stored;
+absl::StatusOr<std::optional<QuantizedMatrix>> ReadIfQuantized(TensorSource& source, const ModelConfig& config,
+                                                               const std::string& name) {
+  if (!config.bitsandbytes) return std::nullopt;
+  return ReadQuantized(source, name);
 }
 
 // Says what a file holds that the model does not take.
@@ -92,6 +70,7 @@ void WarnOfUnused(const TensorSource& source, const ModelConfig& config, const s
     if (absl::EndsWith(name, "_scale_inv") || absl::EndsWith(name, "rotary_emb.inv_freq")) continue;
     if (name == "lm_head.weight" && config.tie_word_embeddings) continue;
     if (absl::StrContains(name, ".mlp.experts.")) continue;  // stacked
+    if (config.bitsandbytes && IsQuantizedPart(source, name)) continue;
     bool mtp = false;
     for (int64_t i = 0; i < config.mtp_layers; ++i) {
       mtp = mtp || absl::StartsWith(name, absl::StrCat("model.layers.", config.num_hidden_layers + i, "."));
@@ -108,51 +87,129 @@ void WarnOfUnused(const TensorSource& source, const ModelConfig& config, const s
   }
 }
 
+// Fills the places of a model one after the other.
+class Loader {
+ public:
+  Loader(TensorSource& source, const ModelConfig& whole, const ModelConfig& config,
+         std::optional<c10::ScalarType> dtype, c10::Device device, const std::string& where,
+         const BaseQuantisation& quantisation)
+      : source_(source),
+        whole_(whole),
+        config_(config),
+        dtype_(dtype),
+        device_(device),
+        where_(where),
+        quantisation_(quantisation),
+        shapes_(ShapesOf(whole)),
+        plain_(PlainTensors(source, config, widened())) {}
+
+  absl::Status Prepare() {
+    return CatchTorchErrors("prepare the GPU for weights", [&]() -> absl::Status {
+      if (device_.is_cuda()) uploader_ = std::make_unique<DeviceUploader>(device_);
+      return absl::OkStatus();
+    });
+  }
+
+  absl::Status Load(const TensorPlace& place) {
+    if (config_.shard.has_value() && !IsExpertOf(config_, place)) return absl::OkStatus();
+    return CatchTorchErrors(absl::StrCat(where_, ": load ", place.name), [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(const bool quantised, LoadQuantized(place));
+      return quantised ? absl::OkStatus() : LoadPlain(place);
+    });
+  }
+
+ private:
+  c10::ScalarType widened() const { return dtype_.value_or(c10::ScalarType::Float); }
+  const std::vector<int64_t>& ShapeOf(const TensorPlace& place) const { return shapes_.at(place.name); }
+
+  absl::StatusOr<at::Tensor> ReadFloat(const TensorPlace& place) {
+    ASSIGN_OR_RETURN(at::Tensor stored, plain_->Get(place.name));
+    RETURN_IF_ERROR(CheckShape(where_, place.name, ShapeOf(place), stored));
+    RETURN_IF_ERROR(CheckFloat(where_, place.name, stored));
+    return stored;
+  }
+
+  absl::Status LoadPlain(const TensorPlace& place) {
+    ASSIGN_OR_RETURN(at::Tensor stored, ReadFloat(place));
+    if (config_.shard.has_value()) stored = SliceOf(whole_, config_, place, stored).contiguous();
+    if (uploader_ != nullptr) stored = uploader_->Upload(stored.contiguous());
+    // The gate decides in f32, whatever the rest computes in.
+    const bool gate = !place.vocabulary && absl::StrContains(place.name, ".mlp.gate.");
+    *place.tensor = stored.to(device_, gate ? at::kFloat : dtype_.value_or(stored.scalar_type()));
+    return absl::OkStatus();
+  }
+
+  // Keeps or makes the module quantised, as asked. False: it is to be loaded as it is.
+  absl::StatusOr<bool> LoadQuantized(const TensorPlace& place) {
+    if (place.weight_of == nullptr) return false;
+    std::optional<QuantizedMatrix> matrix;
+    if (quantisation_.keep_stored) {
+      ASSIGN_OR_RETURN(matrix, ReadIfQuantized(source_, config_, place.name));
+    }
+    if (matrix.has_value()) {
+      if (std::vector<int64_t>{matrix->rows, matrix->columns} != ShapeOf(place)) {
+        return absl::InvalidArgumentError(absl::StrCat(where_, ": tensor \"", place.name, "\" has shape [",
+                                                       matrix->rows, ", ", matrix->columns, "], config.json asks for [",
+                                                       absl::StrJoin(ShapeOf(place), ", "), "]"));
+      }
+      matrix = ToDevice(*matrix, device_);
+    } else if (quantisation_.quantise.has_value()) {
+      ASSIGN_OR_RETURN(const at::Tensor stored, ReadFloat(place));
+      auto made = Quantise(stored.to(device_, widened()), *quantisation_.quantise);
+      if (!made.ok()) return WithContext(made.status(), absl::StrCat(where_, ": tensor \"", place.name, "\""));
+      matrix = *std::move(made);
+    } else {
+      return false;
+    }
+    place.weight_of->quantized = std::make_shared<const QuantizedMatrix>(*std::move(matrix));
+    return true;
+  }
+
+  TensorSource& source_;
+  const ModelConfig& whole_;
+  const ModelConfig& config_;
+  const std::optional<c10::ScalarType> dtype_;
+  const c10::Device device_;
+  const std::string& where_;
+  const BaseQuantisation& quantisation_;
+  const std::map<std::string, std::vector<int64_t>> shapes_;
+  const std::unique_ptr<TensorSource> plain_;
+  std::unique_ptr<DeviceUploader> uploader_;
+};
+
 }  // namespace
 
 absl::StatusOr<ModelWeights> LoadWeightsFrom(TensorSource& source, const ModelConfig& whole, const ModelConfig& config,
                                              std::optional<c10::ScalarType> dtype, c10::Device device,
-                                             const std::string& where) {
+                                             const std::string& where, const BaseQuantisation& quantisation) {
+  RETORT_CHECK(!config.shard.has_value() || (!quantisation.keep_stored && !quantisation.quantise.has_value()));
   ModelWeights weights;
   weights.config = config;
-  const std::map<std::string, std::vector<int64_t>> shapes = ShapesOf(whole);
+  Loader loader(source, whole, config, dtype, device, where, quantisation);
+  RETURN_IF_ERROR(loader.Prepare());
   std::vector<std::string> used;
-  std::unique_ptr<DeviceUploader> uploader;
-  RETURN_IF_ERROR(CatchTorchErrors("prepare the GPU for weights", [&]() -> absl::Status {
-    if (device.is_cuda()) uploader = std::make_unique<DeviceUploader>(device);
-    return absl::OkStatus();
-  }));
-  const auto load = [&](const TensorPlace& place) -> absl::Status {
+  RETURN_IF_ERROR(VisitTensors(weights, [&](const TensorPlace& place) {
     used.push_back(place.name);
-    if (config.shard.has_value() && !IsExpertOf(config, place)) return absl::OkStatus();
-    return CatchTorchErrors(absl::StrCat(where, ": load ", place.name), [&]() -> absl::Status {
-      ASSIGN_OR_RETURN(at::Tensor stored, Read(source, config, place.name, dtype.value_or(c10::ScalarType::Float)));
-      RETURN_IF_ERROR(CheckShape(where, place.name, shapes.at(place.name), stored));
-      if (config.shard.has_value()) stored = SliceOf(whole, config, place, stored).contiguous();
-      if (!IsFloat(stored.scalar_type())) {
-        return absl::InvalidArgumentError(absl::StrCat(where, ": tensor \"", place.name, "\" is stored as ",
-                                                       c10::toString(stored.scalar_type()),
-                                                       "; only floating-point weights are supported"));
-      }
-      if (uploader != nullptr) stored = uploader->Upload(stored.contiguous());
-      // The gate decides in f32, whatever the rest computes in.
-      const bool gate = place.tensor == &weights.embed_tokens ? false : absl::StrContains(place.name, ".mlp.gate.");
-      *place.tensor = stored.to(device, gate ? at::kFloat : dtype.value_or(stored.scalar_type()));
-      return absl::OkStatus();
-    });
-  };
-  RETURN_IF_ERROR(VisitTensors(weights, load));
+    return loader.Load(place);
+  }));
   if (weights.config.tie_word_embeddings) weights.lm_head = weights.embed_tokens;
   std::sort(used.begin(), used.end());
   WarnOfUnused(source, weights.config, used, where);
   return weights;
 }
 
+bool HasQuantized(const ModelWeights& weights) {
+  return std::any_of(weights.layers.begin(), weights.layers.end(), [](const LayerWeights& layer) {
+    return std::any_of(layer.linears.begin(), layer.linears.end(),
+                       [](const Linear& linear) { return linear.quantized != nullptr; });
+  });
+}
+
 absl::StatusOr<ModelWeights> LoadWeights(const std::string& folder, std::optional<c10::ScalarType> dtype,
-                                         c10::Device device) {
+                                         c10::Device device, const BaseQuantisation& quantisation) {
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(folder));
   ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source, OpenSafetensorsFolder(folder));
-  return LoadWeightsFrom(*source, config, config, dtype, device, folder);
+  return LoadWeightsFrom(*source, config, config, dtype, device, folder, quantisation);
 }
 
 absl::StatusOr<ModelWeights> LoadWeightsOfRank(const std::string& folder, std::optional<c10::ScalarType> dtype,

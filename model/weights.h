@@ -14,6 +14,8 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "model/config.h"
+#include "model/quantized/quantise.h"
+#include "model/quantized/quantized_matrix.h"
 #include "model/tensor_source.h"
 
 namespace retort {
@@ -43,8 +45,14 @@ enum Projection {
 absl::string_view ProjectionName(Projection projection);
 
 struct Linear {
-  at::Tensor weight;  // [out_features, in_features]
-  at::Tensor bias;    // [out_features], or undefined
+  at::Tensor weight;                // [out_features, in_features]; undefined where it is quantised
+  at::Tensor bias;                  // [out_features], or undefined
+  SharedQuantizedMatrix quantized;  // null, or the weight in 4 or 8 bits
+
+  // [out_features, in_features] of `dtype`: the weight, or what the quantised one stands for, made for the call.
+  at::Tensor Weight(c10::ScalarType dtype) const {
+    return quantized != nullptr ? Dequantise(*quantized, dtype) : weight.to(dtype);
+  }
 };
 
 // One routed expert. [intermediate, hidden], [intermediate, hidden], [hidden, intermediate].
@@ -84,6 +92,7 @@ struct TensorPlace {
   Projection projection = kProjections;  // the module that it is the weight or bias of
   int64_t expert = -1;                   // the routed expert that it is part of
   bool vocabulary = false;               // a row for each token of the vocabulary
+  Linear* weight_of = nullptr;           // the module, where the tensor is its weight
 };
 
 // Calls `visit` for every tensor of the model in its order, with `weights` sized as its config says. A tied lm_head is
@@ -103,26 +112,40 @@ std::vector<ProjectionShape> ProjectionsOf(const ModelConfig& config, int64_t la
 std::array<Linear, 3> SplitQkv(const ModelConfig& config, const LayerWeights& layer);
 std::array<Linear, 2> SplitGateUp(const ModelConfig& config, const LayerWeights& layer);
 
+// Whether any linear module is kept quantised.
+bool HasQuantized(const ModelWeights& weights);
+
+// What becomes of linear modules (not of embeddings, the head, norms, experts and their gate).
+struct BaseQuantisation {
+  // Modules that the files have in 4 or 8 bits stay so; otherwise they are widened on the way.
+  bool keep_stored = false;
+  // The others are quantised as they are loaded, from `dtype`.
+  std::optional<QuantiseOptions> quantise;
+};
+
 // Loads a folder's safetensors, single or sharded, tensor by tensor. Without `dtype` tensors keep the file's (and on
-// the CPU alias the mapped file: read-only). Block-wise float8 is widened on the way (to `dtype`, else f32). Errors:
-// kNotFound (a missing file or tensor, by name), kInvalidArgument (corrupt, or a shape that contradicts the config).
+// the CPU alias the mapped file: read-only). Block-wise float8 and what bitsandbytes quantised is widened on the way
+// (to `dtype`, else f32). Errors: kNotFound (a missing file or tensor, by name), kInvalidArgument (corrupt, or a shape
+// that contradicts the config).
 absl::StatusOr<ModelWeights> LoadWeights(const std::string& folder, std::optional<c10::ScalarType> dtype,
-                                         c10::Device device);
+                                         c10::Device device, const BaseQuantisation& quantisation = {});
 
 // One rank's part of a tensor-parallel model; reads no more of a matrix than it keeps. Errors: also those of
 // ShardConfig.
 absl::StatusOr<ModelWeights> LoadWeightsOfRank(const std::string& folder, std::optional<c10::ScalarType> dtype,
                                                c10::Device device, int rank, int size);
 
-// The same from another source. `where` names it in errors. `config` may be one rank's part of `whole`.
+// The same from another source. `where` names it in errors. `config` may be one rank's part of `whole`, which is not
+// quantised.
 absl::StatusOr<ModelWeights> LoadWeightsFrom(TensorSource& source, const ModelConfig& whole, const ModelConfig& config,
                                              std::optional<c10::ScalarType> dtype, c10::Device device,
-                                             const std::string& where);
+                                             const std::string& where, const BaseQuantisation& quantisation = {});
 
 // Random weights (normal, std 0.02; norms 1) at a config's shapes: for benchmarks and tests.
 ModelWeights RandomWeights(const ModelConfig& config, c10::ScalarType dtype, c10::Device device, uint64_t seed);
 
-// Every tensor by its name in the files, in the model's order; a tied lm_head is left out.
+// Every tensor by its name in the files, in the model's order; a tied lm_head is left out, quantised modules are
+// undefined.
 std::vector<std::pair<std::string, at::Tensor>> NamedTensors(const ModelWeights& weights);
 
 // Every defined tensor, in place; a tied lm_head stays tied.

@@ -31,12 +31,15 @@ struct Arguments {
   int threads = 0;  // 0: as many as cores
 };
 
-struct NamedDtype {
+struct NamedFormat {
   const char* name;
-  c10::ScalarType dtype;
+  HfFormat format;
 };
-constexpr NamedDtype kDtypes[] = {
-    {"float32", c10::ScalarType::Float}, {"float16", c10::ScalarType::Half}, {"bfloat16", c10::ScalarType::BFloat16}};
+const NamedFormat kHfFormats[] = {{"float32", {.dtype = c10::ScalarType::Float}},
+                                  {"float16", {.dtype = c10::ScalarType::Half}},
+                                  {"bfloat16", {.dtype = c10::ScalarType::BFloat16}},
+                                  {"nf4", {.quantise = QuantiseOptions{.type = QuantType::kNf4}}},
+                                  {"int8", {.quantise = QuantiseOptions{.type = QuantType::kInt8}}}};
 
 template <typename Table>
 std::string NamesIn(const Table& table) {
@@ -55,13 +58,12 @@ absl::StatusOr<std::function<absl::Status(const ConvertOptions&)>> Choose(const 
   std::error_code error;
   const bool is_folder = std::filesystem::is_directory(arguments.source, error);
   const std::string to = arguments.to.empty() ? (is_folder ? "gguf" : "hf") : arguments.to;
-  if (is_folder != (to == "gguf")) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--to ", to, ": ", arguments.source,
-        is_folder ? " is a folder already; name a GGUF file" : " is no folder; name a Hugging Face folder"));
+  if (!is_folder && to == "gguf") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--to gguf: ", arguments.source, " is no folder; name a Hugging Face folder"));
   }
   const std::string type = absl::AsciiStrToLower(arguments.type);
-  if (is_folder) {
+  if (to == "gguf") {
     const auto* row = FindIn(gguf::kFileTypes, type.empty() ? "q8_0" : type);
     if (row == nullptr) {
       return absl::InvalidArgumentError(
@@ -71,14 +73,13 @@ absl::StatusOr<std::function<absl::Status(const ConvertOptions&)>> Choose(const 
       return ConvertToGguf(arguments.source, arguments.target, row->type, options);
     };
   }
-  const auto* row = FindIn(kDtypes, type);
+  const auto* row = FindIn(kHfFormats, type);
   if (row == nullptr && !type.empty()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--type ", arguments.type, ": a Hugging Face folder's is one of ", NamesIn(kDtypes)));
+        absl::StrCat("--type ", arguments.type, ": a Hugging Face folder's is one of ", NamesIn(kHfFormats)));
   }
   return [&arguments, row](const ConvertOptions& options) {
-    const auto dtype = row == nullptr ? std::nullopt : std::optional(row->dtype);
-    return ConvertToHf(arguments.source, arguments.target, dtype, options);
+    return ConvertToHf(arguments.source, arguments.target, row == nullptr ? HfFormat{} : row->format, options);
   };
 }
 
@@ -86,7 +87,9 @@ absl::StatusOr<std::function<absl::Status(const ConvertOptions&)>> Choose(const 
 
 int ConvertCommand(int argc, char** argv) {
   CLI::App app(
-      "Converts a Hugging Face folder to a GGUF file that llama.cpp and Ollama run, or a GGUF file to a folder.",
+      "Converts a Hugging Face folder to a GGUF file that llama.cpp and Ollama run, a GGUF file to a folder, or a "
+      "folder "
+      "to one of another type.",
       "distctl convert");
   Arguments arguments;
   app.add_option("SRC", arguments.source, "A Hugging Face folder, or a GGUF file")->required();
@@ -94,8 +97,8 @@ int ConvertCommand(int argc, char** argv) {
   app.add_option("--to", arguments.to, "gguf or hf (default: what SRC is not)")->check(CLI::IsMember({"gguf", "hf"}));
   app.add_option(
       "--type", arguments.type,
-      "To gguf: f32, f16, bf16, q8_0 or q4_k_m (default q8_0). To hf: float32, float16 or bfloat16 (default: "
-      "what loses nothing)");
+      "To gguf: f32, f16, bf16, q8_0 or q4_k_m (default q8_0). To hf: float32, float16, bfloat16, or nf4 or int8 as "
+      "bitsandbytes keeps them (default: what loses nothing; from a folder its own)");
   app.add_flag("--overwrite", arguments.overwrite, "Replace DST");
   app.add_option("--threads", arguments.threads, "Threads (default: as many as cores)")->check(CLI::Range(1, 1024));
   try {

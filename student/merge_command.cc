@@ -24,6 +24,12 @@ struct Arguments {
 absl::Status Merge(const Arguments& arguments) {
   // Merged in f32, so that the result is rounded once.
   ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(arguments.model, c10::ScalarType::Float, c10::kCPU));
+  if (weights.config.bitsandbytes) {
+    std::fprintf(stderr,
+                 "distctl export: warning: %s is quantised: the adapter goes into what it stands for, and "
+                 "rounding may differ a little\n",
+                 arguments.model.c_str());
+  }
   ASSIGN_OR_RETURN(const LoraAdapter adapter, LoadAdapter(arguments.adapter, weights.config));
   RETURN_IF_ERROR(MergeAdapter(adapter, weights));
   c10::ScalarType dtype = weights.config.dtype;

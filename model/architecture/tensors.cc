@@ -98,8 +98,13 @@ absl::Status VisitLayer(const ModelConfig& config, int64_t index, LayerWeights& 
   for (const ProjectionShape& shape : ProjectionsOf(config, index)) {
     Linear& linear = layer[shape.projection];
     const std::string name = absl::StrCat(prefix, ProjectionName(shape.projection));
-    RETURN_IF_ERROR(
-        visit({name + ".weight", {shape.out_features, shape.in_features}, &linear.weight, shape.projection}));
+    RETURN_IF_ERROR(visit({name + ".weight",
+                           {shape.out_features, shape.in_features},
+                           &linear.weight,
+                           shape.projection,
+                           -1,
+                           false,
+                           &linear}));
     if (shape.bias) RETURN_IF_ERROR(visit({name + ".bias", {shape.out_features}, &linear.bias, shape.projection}));
   }
   RETURN_IF_ERROR(VisitNorms(config, prefix, layer, visit));

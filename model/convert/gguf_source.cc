@@ -126,6 +126,11 @@ std::vector<std::string> GgufSource::Names() const {
   return names;
 }
 
+absl::StatusOr<std::vector<int64_t>> GgufSource::ShapeOf(const std::string& name) {
+  ASSIGN_OR_RETURN(Description description, Describe(name));
+  return std::move(description.shape);
+}
+
 absl::StatusOr<GgufSource::Description> GgufSource::Describe(const std::string& name) const {
   const auto it = entries_.find(name);
   if (it == entries_.end()) return absl::NotFoundError(absl::StrCat(file_->path(), ": no tensor for \"", name, "\""));
@@ -195,11 +200,11 @@ absl::StatusOr<at::Tensor> GgufSource::Get(const std::string& name) {
 }
 
 absl::StatusOr<ModelWeights> LoadGgufWeights(const std::string& path, std::optional<c10::ScalarType> dtype,
-                                             c10::Device device) {
+                                             c10::Device device, const BaseQuantisation& quantisation) {
   ASSIGN_OR_RETURN(const auto source, GgufSource::Open(path));
   ASSIGN_OR_RETURN(const nlohmann::json generation, gguf::GenerationConfigFromGguf(source->file()));
   ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(source->config(), generation, path));
-  return LoadWeightsFrom(*source, config, config, dtype, device, path);
+  return LoadWeightsFrom(*source, config, config, dtype, device, path, quantisation);
 }
 
 }  // namespace retort

@@ -27,6 +27,7 @@ class GgufSource final : public TensorSource {
   std::vector<std::string> Names() const override;
   bool Has(const std::string& name) const override { return entries_.contains(name); }
   absl::StatusOr<at::Tensor> Get(const std::string& name) override;
+  absl::StatusOr<std::vector<int64_t>> ShapeOf(const std::string& name) override;
 
   const gguf::File& file() const { return *file_; }
   const nlohmann::json& config() const { return config_; }  // see gguf::ConfigFromGguf
@@ -62,6 +63,6 @@ class GgufSource final : public TensorSource {
 
 // LoadWeights for a GGUF file. Errors: as GgufSource::Open, ParseModelConfig and LoadWeightsFrom.
 absl::StatusOr<ModelWeights> LoadGgufWeights(const std::string& path, std::optional<c10::ScalarType> dtype,
-                                             c10::Device device);
+                                             c10::Device device, const BaseQuantisation& quantisation = {});
 
 }  // namespace retort

@@ -12,7 +12,6 @@
 #include "common/status.h"
 #include "model/convert/convert.h"
 #include "model/convert/model_check.h"
-#include "model/fp8_blocks.h"
 #include "model/gguf/config.h"
 #include "model/gguf/families.h"
 #include "model/gguf/mixture.h"
@@ -20,6 +19,7 @@
 #include "model/gguf/vocab.h"
 #include "model/gguf/writer.h"
 #include "model/parallel_for.h"
+#include "model/plain_source.h"
 #include "model/safetensors_source.h"
 #include "model/torch_status.h"
 
@@ -34,7 +34,6 @@ using gguf::TensorType;
 using nlohmann::json;
 
 constexpr uint32_t kQuantisationVersion = 2;  // ggml's, of the blocks' layouts
-constexpr const char* kScaleSuffix = "_scale_inv";
 
 // One tensor to be written, and what it is made of.
 struct Planned {
@@ -61,7 +60,9 @@ class ToGguf {
                                                    " is not supported; these are: ", gguf::SupportedModelTypes()));
     }
     ASSIGN_OR_RETURN(geometry_, gguf::GeometryOf(config, config_path));
-    ASSIGN_OR_RETURN(source_, OpenSafetensorsFolder(folder_));
+    ASSIGN_OR_RETURN(model_config_, ParseModelConfig(config, nullptr, folder_));
+    ASSIGN_OR_RETURN(files_, OpenSafetensorsFolder(folder_));
+    source_ = PlainTensors(*files_, model_config_, c10::ScalarType::Float);
     RETURN_IF_ERROR(CheckTensors(config));
     RETURN_IF_ERROR(PlanTensors());
     if (absl::string_view(family_->architecture) == "qwen3" && source_->Has("model.layers.0.self_attn.q_proj.bias")) {
@@ -117,9 +118,8 @@ class ToGguf {
   absl::Status CheckTensors(const json& config) {
     return CheckTensorsAgainstConfig(config, folder_,
                                      [&](const std::string& name) -> absl::StatusOr<std::vector<int64_t>> {
-                                       const auto tensor = source_->Get(name);
-                                       if (!tensor.ok()) return WithContext(tensor.status(), folder_);
-                                       return tensor->sizes().vec();
+                                       const auto shape = source_->ShapeOf(name);
+                                       return shape.ok() ? shape : WithContext(shape.status(), folder_);
                                      });
   }
 
@@ -134,17 +134,16 @@ class ToGguf {
       }
     }
     for (const std::string& name : source_->Names()) {
-      if (used.contains(name) || IsLeftOut(name, used)) continue;
+      if (used.contains(name) || IsLeftOut(name)) continue;
       return absl::UnimplementedError(absl::StrCat(
           folder_, ": tensor \"", name, "\" has no place in a GGUF file of architecture ", family_->architecture));
     }
     return absl::OkStatus();
   }
 
-  bool IsLeftOut(const std::string& name, const std::set<std::string>& used) {
+  bool IsLeftOut(const std::string& name) const {
     if (name == "lm_head.weight") return geometry_.tied;
     if (absl::EndsWith(name, ".rotary_emb.inv_freq")) return true;
-    if (absl::EndsWith(name, kScaleSuffix)) return used.contains(name.substr(0, name.size() - 10));
     // Multi-token prediction stands behind the decoder's layers.
     int64_t layer = -1;
     return absl::StartsWith(name, "model.layers.") && std::sscanf(name.c_str(), "model.layers.%ld.", &layer) == 1 &&
@@ -169,8 +168,8 @@ class ToGguf {
       used.insert(name);
     }
     if (count == 0) return absl::OkStatus();
-    ASSIGN_OR_RETURN(const at::Tensor first, source_->Get(planned.sources[0]));
-    RETURN_IF_ERROR(SetShape(planned, first.sizes().vec()));
+    ASSIGN_OR_RETURN(std::vector<int64_t> first, source_->ShapeOf(planned.sources[0]));
+    RETURN_IF_ERROR(SetShape(planned, std::move(first)));
     planned.plan.type =
         gguf::ChooseType(type_, family_->architecture, geometry_, planned.plan.name, planned.plan.shape);
     planned_.push_back(std::move(planned));
@@ -214,14 +213,9 @@ class ToGguf {
     return absl::OkStatus();
   }
 
-  // A tensor of the folder as f32, block-wise float8 unfolded.
+  // A tensor of the folder as f32.
   absl::StatusOr<at::Tensor> Load(const std::string& name) {
     ASSIGN_OR_RETURN(const at::Tensor stored, source_->Get(name));
-    if (stored.scalar_type() == c10::ScalarType::Float8_e4m3fn && source_->Has(name + kScaleSuffix)) {
-      ASSIGN_OR_RETURN(const at::Tensor scale, source_->Get(name + kScaleSuffix));
-      const auto values = DequantiseBlockFp8(stored, scale, c10::ScalarType::Float);
-      return values.ok() ? values : WithContext(values.status(), name);
-    }
     if (!c10::isFloatingType(stored.scalar_type())) {
       return absl::InvalidArgumentError(absl::StrCat("tensor \"", name, "\" does not hold floating-point values"));
     }
@@ -292,7 +286,9 @@ class ToGguf {
   const ConvertOptions& options_;
   const gguf::Family* family_ = nullptr;
   gguf::Geometry geometry_;
-  std::unique_ptr<TensorSource> source_;
+  ModelConfig model_config_;
+  std::unique_ptr<TensorSource> files_;
+  std::unique_ptr<TensorSource> source_;  // of files_, as plain floats
   std::vector<Planned> planned_;
 };
 

@@ -32,6 +32,7 @@ class AtenDecoder final : public Decoder {
       : weights_(std::move(weights)),
         device_(weights_.embed_tokens.device()),
         dtype_(device_.is_cpu() || activations == Activations::kFloat32 ? c10::ScalarType::Float : compute_dtype),
+        rounded_(compute_dtype),
         slots_(slots),
         tables_(weights_.config),
         group_(group) {
@@ -86,6 +87,7 @@ class AtenDecoder final : public Decoder {
   ModelWeights weights_;
   const c10::Device device_;
   const c10::ScalarType dtype_;
+  const c10::ScalarType rounded_;  // what weights are rounded to before they are widened to dtype_
   const int64_t slots_;
   RopeTables tables_;
   TensorGroup* const group_;  // null: the model is whole
@@ -103,11 +105,12 @@ class AtenDecoder::Context final : public LayerContext {
         keys_(decoder.keys_[layer]),
         values_(decoder.values_[layer]),
         value_width_(decoder.value_width_),
+        rounded_(decoder.rounded_),
         group_(decoder.group_) {}
 
   at::Tensor Project(Projection projection, const at::Tensor& x) override {
     const Linear& linear = weights_[projection];
-    const at::Tensor y = Multiply(x, linear.weight);
+    const at::Tensor y = Multiply(x, linear.quantized != nullptr ? linear.Weight(rounded_) : linear.weight);
     return linear.bias.defined() ? y + linear.bias : y;
   }
 
@@ -172,6 +175,7 @@ class AtenDecoder::Context final : public LayerContext {
   const Pass& pass_;
   at::Tensor keys_, values_;
   const int64_t value_width_;
+  const c10::ScalarType rounded_;
   TensorGroup* const group_;
 };
 
@@ -297,7 +301,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateAtenDecoder(ModelWeights weights,
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(ModelWeights weights, c10::ScalarType compute_dtype,
                                                          int64_t slots, TensorGroup* group, Activations activations) {
-  if (group == nullptr && weights.embed_tokens.is_cpu() && CpuDecoderSupports(weights.config)) {
+  if (group == nullptr && weights.embed_tokens.is_cpu() && !HasQuantized(weights) &&
+      CpuDecoderSupports(weights.config)) {
     return CreateCpuDecoder(std::move(weights), compute_dtype, slots);
   }
   return CreateAtenDecoder(std::move(weights), compute_dtype, slots, group, activations);

@@ -193,10 +193,12 @@ class AtenTrainingModel final : public TrainingModel {
 
   void PutInPlace(const std::map<std::string, at::Tensor>& full, ModelWeights& weights) const {
     const auto put = [&](const std::string& name, at::Tensor& tensor) {
-      if (const auto found = full.find(name); found != full.end()) tensor = found->second;
+      const auto found = full.find(name);
+      if (found != full.end()) tensor = found->second;
+      return found != full.end();
     };
     VisitTensors(weights, [&](const TensorPlace& place) {
-      put(place.name, *place.tensor);
+      if (put(place.name, *place.tensor) && place.weight_of != nullptr) place.weight_of->quantized = nullptr;
       return absl::OkStatus();
     }).IgnoreError();
     put("lm_head.weight", weights.lm_head);

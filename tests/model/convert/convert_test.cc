@@ -32,6 +32,8 @@ std::string Family(const std::string& name) {
   return std::string(root == nullptr ? "." : root) + "/tests/golden/families/" + name;
 }
 
+std::string Quantized(const std::string& name) { return Family("../quantized/" + name); }
+
 // As f32, block-wise float8 unfolded.
 at::Tensor Values(TensorSource& source, const std::string& name) {
   const at::Tensor stored = source.Get(name).value();
@@ -48,7 +50,7 @@ class ConvertTest : public testing::Test {
   absl::Status ToHf(const std::string& file, const std::string& folder,
                     std::optional<c10::ScalarType> dtype = std::nullopt, bool overwrite = false) {
     warnings_.clear();
-    return ConvertToHf(folder_ / file, folder_ / folder, dtype, {overwrite, &warnings_});
+    return ConvertToHf(folder_ / file, folder_ / folder, {.dtype = dtype}, {overwrite, &warnings_});
   }
   // What lies in the test's folder, so that nothing half-written is overlooked.
   std::set<std::string> Left() const {
@@ -178,6 +180,61 @@ TEST_F(ConvertTest, SaysWhatIsWrongWithAFolder) {
   EXPECT_THAT(std::string(try_with(q, large, FileType::kF16).message()), HasSubstr("too large for F16"));
   EXPECT_EQ(Left(), (std::set<std::string>{"model"}));
   EXPECT_EQ(try_with(q, large, FileType::kBF16), absl::OkStatus());
+}
+
+// What transformers saved after bitsandbytes had quantised the same model, byte for byte.
+TEST_F(ConvertTest, QuantisesAFolderAsTransformersSavesIt) {
+  const std::tuple<const char*, const char*, QuantType> cases[] = {{"llama3_tied", "llama_nf4", QuantType::kNf4},
+                                                                   {"qwen2_window", "qwen2_int8", QuantType::kInt8},
+                                                                   {"deepseek_v3", "deepseek_nf4", QuantType::kNf4}};
+  for (const auto& [source, golden, type] : cases) {
+    ASSERT_EQ(
+        ConvertToHf(Family(source), folder_ / golden, {.quantise = QuantiseOptions{.type = type}}, {false, &warnings_}),
+        absl::OkStatus());
+    const auto own = OpenSafetensorsFolder(folder_ / golden).value();
+    const auto wanted = OpenSafetensorsFolder(Quantized(golden)).value();
+    EXPECT_EQ(own->Names(), wanted->Names()) << golden;
+    for (const std::string& name : wanted->Names()) {
+      const auto got = own->Get(name);
+      ASSERT_TRUE(got.ok()) << golden << ": " << got.status();
+      EXPECT_TRUE(at::equal(*got, *wanted->Get(name)) && got->scalar_type() == wanted->Get(name)->scalar_type())
+          << golden << ": " << name;
+    }
+    EXPECT_TRUE(LoadModelConfig(folder_ / golden)->bitsandbytes);
+  }
+}
+
+TEST_F(ConvertTest, AQuantisedFolderGoesAnywhere) {
+  for (const char* golden : {"llama_nf4", "phi3_fp4", "qwen2_int8", "deepseek_nf4"}) {
+    const ModelWeights weights = LoadWeights(Quantized(golden), at::kFloat, at::kCPU).value();
+    ASSERT_EQ(ConvertToHf(Quantized(golden), folder_ / golden, {.dtype = at::kFloat}, {false, &warnings_}),
+              absl::OkStatus());
+    EXPECT_FALSE(LoadModelConfig(folder_ / golden)->bitsandbytes);
+    EXPECT_EQ(LoadModelConfig(folder_ / golden)->dtype, at::kFloat);
+    ASSERT_EQ(ToGguf(Quantized(golden), "x.gguf", FileType::kF32, /*overwrite=*/true), absl::OkStatus());
+    const auto gguf = GgufSource::Open(folder_ / "x.gguf").value();
+    const auto plain = OpenSafetensorsFolder(folder_ / golden).value();
+    for (const auto& [name, tensor] : NamedTensors(weights)) {
+      EXPECT_TRUE(at::equal(*plain->Get(name), tensor)) << golden << ": " << name;
+      EXPECT_TRUE(at::equal(*gguf->Get(name), tensor)) << golden << ": " << name;
+    }
+  }
+}
+
+TEST_F(ConvertTest, AGgufFileMayBecomeAQuantisedFolder) {
+  ASSERT_EQ(ToGguf(Family("llama3_tied"), "x.gguf", FileType::kBF16), absl::OkStatus());
+  ASSERT_EQ(ConvertToHf(folder_ / "x.gguf", folder_ / "back", {.quantise = QuantiseOptions{}}, {false, &warnings_}),
+            absl::OkStatus());
+  const auto own = OpenSafetensorsFolder(folder_ / "back").value();
+  const auto wanted = OpenSafetensorsFolder(Quantized("llama_nf4")).value();
+  for (const std::string& name : wanted->Names()) EXPECT_TRUE(at::equal(*own->Get(name), *wanted->Get(name))) << name;
+}
+
+TEST_F(ConvertTest, AFolderIsNotReplacedByItself) {
+  fs::copy(Family("llama_mha"), folder_ / "model");
+  const absl::Status status = ConvertToHf(folder_ / "model", folder_ / "model", {}, {true, &warnings_});
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(fs::exists(folder_ / "model/model.safetensors"));
 }
 
 TEST_F(ConvertTest, TokenizerAndTemplateComeBackWhole) {
