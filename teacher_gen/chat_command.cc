@@ -156,6 +156,9 @@ int ChatCommand(int argc, char** argv) {
       ->check(CLI::IsMember({"float32", "bfloat16"}));
   app.add_option("--device", options.model.device, "default: a GPU when there is one")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  app.add_flag("--load-in-4bit", options.model.load_in_4bit, "keep linear modules in 4 bits (NF4)");
+  app.add_flag("--load-in-8bit", options.model.load_in_8bit, "keep linear modules in 8 bits")
+      ->excludes("--load-in-4bit");
   app.add_option("--threads", options.threads, "CPU threads; default: as many as cores")->check(CLI::Range(1, 1024));
   app.add_option("--system", options.system, "the conversation's system message");
   app.add_option("--temperature", options.temperature, "0 is greedy")

@@ -19,6 +19,8 @@ void AddModelFlags(CLI::App& app, ModelFlags& flags) {
       ->check(CLI::IsMember({"float32", "bfloat16"}));
   app.add_option("--device", flags.model.device, "default: a GPU when there is one")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  app.add_flag("--load-in-4bit", flags.model.load_in_4bit, "keep linear modules in 4 bits (NF4)");
+  app.add_flag("--load-in-8bit", flags.model.load_in_8bit, "keep linear modules in 8 bits")->excludes("--load-in-4bit");
   app.add_option("--input", flags.input, "JSONL file, or - for standard input")->required();
   app.add_option("--output", flags.output, "JSONL file, or - for standard output")->required();
   app.add_option("--threads", flags.threads, "CPU threads; default: as many as cores")->check(CLI::Range(1, 1024));

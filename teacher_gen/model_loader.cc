@@ -9,10 +9,21 @@
 #include "model/device.h"
 #include "model/gguf/file.h"
 #include "model/lora.h"
+#include "model/lora_weights.h"
 #include "model/parallel/shard.h"
 #include "model/tokenizer_folder.h"
 
 namespace retort {
+
+namespace {
+
+BaseQuantisation QuantisationOf(const ModelOptions& options) {
+  if (!options.load_in_4bit && !options.load_in_8bit) return {};
+  const QuantType type = options.load_in_8bit ? QuantType::kInt8 : QuantType::kNf4;
+  return {.keep_stored = true, .quantise = QuantiseOptions{.type = type}};
+}
+
+}  // namespace
 
 absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   LoadedModel loaded;
@@ -43,13 +54,15 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   }
   std::error_code error;
   const bool is_gguf = gguf::IsGgufFile(options.model) && !std::filesystem::is_directory(options.model, error);
-  if (shared && !is_gguf && options.adapter.empty()) {
+  const BaseQuantisation quantisation = QuantisationOf(options);
+  if (shared && !is_gguf && options.adapter.empty() && !quantisation.keep_stored) {
     ASSIGN_OR_RETURN(loaded.weights, LoadWeightsOfRank(options.model, stored, device, options.tensor_parallel_rank,
                                                        options.tensor_parallel_size));
   } else {
-    ASSIGN_OR_RETURN(loaded.weights, is_gguf ? LoadGgufWeights(options.model, stored, device)
-                                             : LoadWeights(options.model, stored, device));
+    ASSIGN_OR_RETURN(loaded.weights, is_gguf ? LoadGgufWeights(options.model, stored, device, quantisation)
+                                             : LoadWeights(options.model, stored, device, quantisation));
   }
+  if (shared || !options.adapter.empty()) WidenQuantized(loaded.weights, stored.value_or(c10::ScalarType::Float));
   if (!options.adapter.empty()) {
     ASSIGN_OR_RETURN(const LoraAdapter adapter, LoadAdapter(options.adapter, loaded.weights.config));
     RETURN_IF_ERROR(MergeAdapter(adapter, loaded.weights));

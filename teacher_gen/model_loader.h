@@ -19,6 +19,11 @@ struct ModelOptions {
   std::string adapter;  // PEFT folder, merged into the weights in f32; empty: none
   std::string dtype;    // "float32" | "bfloat16"; empty: bfloat16 on a GPU, float32 on a CPU
   std::string device = "auto";
+  // Keeps linear modules in 4 bits (NF4 with double quantisation) or 8, or as a quantised folder has them. Without
+  // either such a folder is widened. At most one of the two. Where there is an adapter, or ranks share the model, they
+  // are widened again: the values are the same, the memory is not saved.
+  bool load_in_4bit = false;
+  bool load_in_8bit = false;
   absl::Time now = absl::Now();  // for chat templates, as in Tokenizer::Load
   // A folder without tokenizer files will do: for work on token ids.
   bool tokenizer_optional = false;
