@@ -11,6 +11,7 @@
 #include "common/version.h"
 #include "model/config.h"
 #include "model/lora.h"
+#include "model/lora_weights.h"
 #include "model/tokenizer_folder.h"
 #include "model/weights.h"
 #include "student/checkpoint.h"
@@ -73,9 +74,15 @@ absl::StatusOr<v1::TaskResult> RunExportTask(TaskContext& context) {
   if (!task.export_().merged().empty()) {
     tell(1, "merging");
     ASSIGN_OR_RETURN(const c10::ScalarType dtype, ParseDtype(task.export_().merged()));
-    // Merged in f32, so that the result is rounded once.
-    ASSIGN_OR_RETURN(ModelWeights weights,
-                     LoadWeights(task.student().model_name_or_path(), c10::ScalarType::Float, c10::kCPU));
+    // Merged in f32, so that the result is rounded once; into what a quantised base stands for, on which the adapter
+    // was trained.
+    ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(task.student().model_name_or_path(), c10::ScalarType::Float,
+                                                       c10::kCPU, QuantisationOf(task.student(), config)));
+    if (HasQuantized(weights)) {
+      spdlog::warn("merged_into_widened_base model={} reason=\"the base is quantised: rounding may differ a little\"",
+                   task.student().model_name_or_path());
+      WidenQuantized(weights, c10::ScalarType::Float);
+    }
     RETURN_IF_ERROR(MergeAdapter(adapter, weights));
     const std::string folder = absl::StrCat(work_dir, "/merged");
     std::error_code error;

@@ -178,6 +178,22 @@ absl::Status WriteTokenizerFiles(const std::map<std::string, std::string>& files
   return absl::OkStatus();
 }
 
+BaseQuantisation QuantisationOf(const v1::StudentSpec& student, const ModelConfig& config) {
+  BaseQuantisation quantisation{.keep_stored = true};
+  const bool asked = student.load_in_4bit() || student.load_in_8bit();
+  if (asked && config.bitsandbytes) {
+    spdlog::warn("base_is_quantised model={} kept=\"as it is stored, not as load_in_4bit or load_in_8bit say\"",
+                 student.model_name_or_path());
+  } else if (student.load_in_8bit()) {
+    quantisation.quantise = QuantiseOptions{.type = QuantType::kInt8};
+  } else if (student.load_in_4bit()) {
+    quantisation.quantise =
+        QuantiseOptions{.type = student.bnb_4bit_quant_type() == "fp4" ? QuantType::kFp4 : QuantType::kNf4,
+                        .double_quant = student.bnb_4bit_use_double_quant()};
+  }
+  return quantisation;
+}
+
 absl::StatusOr<LoraAdapter> InitialAdapter(const v1::StudentSpec& student, const ModelWeights& weights,
                                            const TokenAdditions& additions) {
   if (!student.adapter_name_or_path().empty()) {
@@ -268,8 +284,8 @@ absl::StatusOr<TrainingSetup> PrepareTraining(const v1::TrainTask& task, const T
   TrainingModelOptions options;
   const bool bf16 = student.training().has_bf16() ? student.training().bf16() : setup.device.is_cuda();
   options.compute_dtype = bf16 ? c10::ScalarType::BFloat16 : c10::ScalarType::Float;
-  ASSIGN_OR_RETURN(ModelWeights weights,
-                   LoadWeights(student.model_name_or_path(), options.compute_dtype, setup.device));
+  ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(student.model_name_or_path(), options.compute_dtype, setup.device,
+                                                     QuantisationOf(student, config)));
   ASSIGN_OR_RETURN(const LoraAdapter adapter, StartAdapter(task, checkpoint_folder, additions, weights));
   options.lora_dropout = adapter.config.lora_dropout;
   ASSIGN_OR_RETURN(auto model, TrainingModel::Create(std::move(weights), adapter, options));

@@ -35,6 +35,9 @@ using TellFunction = std::function<void(const std::string& message)>;
 absl::StatusOr<TrainingSetup> PrepareTraining(const v1::TrainTask& task, const TaskFlags& flags,
                                               ArtifactClient& artifacts, const TellFunction& tell);
 
+// How the base is kept: as load_in_4bit and load_in_8bit say, or as its folder has it where that is quantised already.
+BaseQuantisation QuantisationOf(const v1::StudentSpec& student, const ModelConfig& config);
+
 // The adapter that training starts from: the given folder's, or a new one, for the model that `weights` are. A new one
 // trains the embeddings where tokens were added.
 absl::StatusOr<LoraAdapter> InitialAdapter(const v1::StudentSpec& student, const ModelWeights& weights,

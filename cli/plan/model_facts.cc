@@ -1,8 +1,11 @@
 #include "cli/plan/model_facts.h"
 
 #include <algorithm>
+#include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <regex>
+#include <set>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -14,6 +17,7 @@ namespace retort::cli {
 namespace {
 
 constexpr int64_t kMaxSize = int64_t{1} << 32;
+constexpr int64_t kMaxStateBytes = 1 << 16;
 
 absl::StatusOr<int64_t> Size(const nlohmann::json& config, const std::string& path, const char* key, int64_t fallback) {
   const auto it = config.find(key);
@@ -25,6 +29,57 @@ absl::StatusOr<int64_t> Size(const nlohmann::json& config, const std::string& pa
     return absl::InvalidArgumentError(absl::StrCat(path, ": ", key, ": wants a whole number >= 1"));
   }
   return it->get<int64_t>();
+}
+
+// The name of the weight that a tensor is a part of, as bitsandbytes keeps quantised matrices ("X.weight.absmax",
+// "X.SCB"); empty: of none.
+std::string QuantisedWeight(absl::string_view name) {
+  if (const size_t at = name.find(".weight."); at != absl::string_view::npos)
+    return std::string(name.substr(0, at + 7));
+  for (const absl::string_view part : {".SCB", ".weight_format"}) {
+    if (absl::ConsumeSuffix(&name, part)) return absl::StrCat(name, ".weight");
+  }
+  return "";
+}
+
+// The shape that a tensor of JSON beside a 4-bit matrix tells.
+absl::StatusOr<std::vector<int64_t>> ReadShape(const TensorInfo& state) {
+  const auto bad = [&](absl::string_view why) {
+    return absl::InvalidArgumentError(absl::StrCat(state.file, ": tensor \"", state.name, "\" ", why));
+  };
+  if (state.bytes > kMaxStateBytes) return bad("is too long");
+  std::string text(static_cast<size_t>(state.bytes), '\0');
+  std::ifstream file(state.file, std::ios::binary);
+  if (!file.seekg(state.offset) || !file.read(text.data(), state.bytes)) return bad("cannot be read");
+  ASSIGN_OR_RETURN(const nlohmann::json object, ParseJson(text, absl::StrCat(state.file, ": ", state.name)));
+  if (!object.is_object()) return bad("is not a JSON object");
+  const nlohmann::json shape = object.value("shape", nlohmann::json());
+  if (!shape.is_array() || shape.size() != 2) return bad("tells no shape of a matrix");
+  for (const nlohmann::json& size : shape) {
+    if (!size.is_number_integer() || size < 1 || size > kMaxSize) return bad("tells no shape of a matrix");
+  }
+  return shape.get<std::vector<int64_t>>();
+}
+
+// Where matrices are quantised, puts their shapes and the bytes of all their parts in their place. Returns the names of
+// those.
+absl::StatusOr<std::set<std::string>> JoinQuantised(std::vector<TensorInfo>& tensors) {
+  std::map<std::string, TensorInfo*> weights;
+  for (TensorInfo& tensor : tensors) {
+    if (absl::EndsWith(tensor.name, ".weight")) weights[tensor.name] = &tensor;
+  }
+  std::set<std::string> quantised;
+  for (const TensorInfo& tensor : tensors) {
+    const auto weight = weights.find(QuantisedWeight(tensor.name));
+    if (weight == weights.end()) continue;
+    quantised.insert(weight->first);
+    weight->second->bytes += tensor.bytes;
+    if (absl::StrContains(tensor.name, ".quant_state.")) {
+      ASSIGN_OR_RETURN(weight->second->shape, ReadShape(tensor));
+    }
+  }
+  std::erase_if(tensors, [&](const TensorInfo& tensor) { return quantised.contains(QuantisedWeight(tensor.name)); });
+  return quantised;
 }
 
 }  // namespace
@@ -89,6 +144,7 @@ absl::StatusOr<ModelFacts> ReadModelFacts(const std::string& folder) {
   ASSIGN_OR_RETURN(facts.max_positions, Size(config, path, "max_position_embeddings", 2048));
   const auto tied = config.find("tie_word_embeddings");
   ASSIGN_OR_RETURN(facts.tensors, ReadModelTensors(folder));
+  ASSIGN_OR_RETURN(const std::set<std::string> quantised, JoinQuantised(facts.tensors));
   const bool has_head = std::any_of(facts.tensors.begin(), facts.tensors.end(),
                                     [](const TensorInfo& tensor) { return tensor.name == "lm_head.weight"; });
   facts.tied = tied != config.end() && tied->is_boolean() ? tied->get<bool>() : !has_head;
@@ -102,6 +158,12 @@ absl::StatusOr<ModelFacts> ReadModelFacts(const std::string& folder) {
         absl::StrContains(tensor.name, ".mlp.experts.") || absl::EndsWith(tensor.name, ".mlp.gate.weight");
     if (tensor.shape.size() == 2 && absl::StrContains(tensor.name, "layers.") && !routed &&
         absl::EndsWith(tensor.name, ".weight")) {
+      facts.linear_parameters += elements;
+      facts.largest_linear = std::max(facts.largest_linear, elements);
+      if (quantised.contains(tensor.name)) {
+        facts.quantised_parameters += elements;
+        facts.quantised_bytes += tensor.bytes;
+      }
       facts.linears.push_back(tensor);
     }
   }

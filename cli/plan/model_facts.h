@@ -24,6 +24,11 @@ struct ModelFacts {
   bool tied = false;                // one matrix is embedding and head
   std::vector<TensorInfo> tensors;  // all
   std::vector<TensorInfo> linears;  // two-dimensional weights of the layers: what LoRA can adapt
+  int64_t linear_parameters = 0;    // of all `linears`
+  int64_t largest_linear = 0;       // parameters
+  // Of those `linears` that bitsandbytes quantised, whose shapes above are those of the matrices that they stand for.
+  int64_t quantised_parameters = 0;
+  int64_t quantised_bytes = 0;  // with their scales
 
   // Parameters of an adapter of rank `r`: r * (in + out) for every linear whose module is named in `target_modules`, or
   // whose whole name matches `pattern` where there is one, or for all.

@@ -67,6 +67,23 @@ MemoryPlan TeacherMemory(const v1::TeacherSpec& teacher, const ModelFacts& model
   return memory;
 }
 
+// Of the base: linear modules as they are kept, all else in `element` bytes, and one matrix that is widened for its
+// use.
+int64_t BaseBytes(const v1::StudentSpec& student, const ModelFacts& model, int64_t element) {
+  double each = static_cast<double>(element);
+  if (student.load_in_8bit()) {
+    each = 1.0;
+  } else if (student.load_in_4bit()) {
+    // A scale for each 64 values: 4 bytes, or one and 4 for each 256 of them.
+    each = student.bnb_4bit_use_double_quant() ? 0.5 + (1.0 + 4.0 / 256) / 64 : 0.5 + 4.0 / 64;
+  }
+  const int64_t others = model.parameters - model.linear_parameters;
+  const int64_t plain = model.linear_parameters - model.quantised_parameters;
+  const bool widens = model.quantised_parameters > 0 || student.load_in_4bit() || student.load_in_8bit();
+  return others * element + std::llround(static_cast<double>(plain) * each) + model.quantised_bytes +
+         (widens ? model.largest_linear * element : 0);
+}
+
 MemoryPlan StudentMemory(const v1::StudentSpec& student, const ModelFacts& model, int64_t adapter_parameters) {
   const v1::TrainingSpec& training = student.training();
   MemoryPlan memory{.role = "student", .gpu = student.device() == "cuda"};
@@ -75,7 +92,7 @@ MemoryPlan StudentMemory(const v1::StudentSpec& student, const ModelFacts& model
   const int64_t length =
       training.max_length() > 0 ? std::min<int64_t>(training.max_length(), model.max_positions) : model.max_positions;
   const int64_t tokens = length * training.per_device_train_batch_size();
-  memory.weights = model.parameters * element;
+  memory.weights = BaseBytes(student, model, element);
   memory.adapter = adapter_parameters * 4;
   memory.gradients = adapter_parameters * 4;
   memory.optimizer = adapter_parameters * 8;

@@ -27,6 +27,8 @@ struct TensorInfo {
   std::string dtype;  // "F32", "BF16", ...
   std::vector<int64_t> shape;
   int64_t bytes = 0;
+  std::string file;
+  int64_t offset = 0;  // in the file
 };
 
 // The tensors that a safetensors file lists; checks that the header fits its file. Errors: kNotFound, kInvalidArgument

@@ -40,6 +40,7 @@ absl::StatusOr<TensorInfo> ParseTensor(const std::string& name, const nlohmann::
   const uint64_t end = (*offsets)[1].get<uint64_t>();
   if (begin > end || end > static_cast<uint64_t>(data_bytes)) return bad("lies outside the file; is the file whole?");
   tensor.bytes = static_cast<int64_t>(end - begin);
+  tensor.offset = static_cast<int64_t>(begin);
   return tensor;
 }
 
@@ -73,6 +74,8 @@ absl::StatusOr<std::vector<TensorInfo>> ReadSafetensorsHeader(const std::string&
     if (name == "__metadata__") continue;
     auto tensor = ParseTensor(name, entry, file_bytes - 8 - static_cast<int64_t>(header_bytes));
     if (!tensor.ok()) return WithContext(tensor.status(), path);
+    tensor->file = path;
+    tensor->offset += 8 + static_cast<int64_t>(header_bytes);
     tensors.push_back(*std::move(tensor));
   }
   return tensors;

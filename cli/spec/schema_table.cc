@@ -200,8 +200,13 @@ constexpr Key kKeys[] = {
      "saved with the adapter."},
     {"student.add_special_tokens", kStringList, "",
      "Likewise, as special tokens: decoding that skips special tokens leaves them out."},
-    {"student.load_in_4bit", kBool, "false", "Quantised base weights.", kOptional, {}, {}, "false", "-"},
-    {"student.load_in_8bit", kBool, "false", "Quantised base weights.", kOptional, {}, {}, "false", "-"},
+    {"student.load_in_4bit", kBool, "false",
+     "Keeps the base's linear modules (not head, embeddings, norms, experts and their gate) in 4 bits, as bitsandbytes "
+     "does (QLoRA). A folder that is quantised already stays as it is, whatever stands here."},
+    {"student.load_in_8bit", kBool, "false", "Likewise in 8 bits (LLM.int8's weights)."},
+    {"student.bnb_4bit_quant_type", kChoice, "nf4", "For `load_in_4bit`.", kOptional, {}, "nf4|fp4"},
+    {"student.bnb_4bit_use_double_quant", kBool, "true",
+     "For `load_in_4bit`: the scales of its blocks in 8 bits too, 0.4 bits a weight less."},
     {"student.lora", kOptionalMap, "",
      "The new adapter, as in PEFT's LoraConfig. Left out with `adapter_name_or_path`, whose adapter_config.json then "
      "decides; where both stand they must agree."},

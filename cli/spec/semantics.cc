@@ -201,6 +201,21 @@ class Checker {
     }
   }
 
+  void CheckQuantisation(const v1::StudentSpec& student) {
+    if (student.load_in_4bit() && student.load_in_8bit()) {
+      Complain("student.load_in_8bit", "is true beside load_in_4bit; the base is kept in the one or the other");
+    }
+    for (const char* key : {"student.bnb_4bit_quant_type", "student.bnb_4bit_use_double_quant"}) {
+      if (Wrote(key) && !student.load_in_4bit()) Complain(key, "does nothing without load_in_4bit: true");
+    }
+    if ((student.load_in_4bit() || student.load_in_8bit()) &&
+        absl::StartsWith(student.lora().init_lora_weights(), "pissa")) {
+      Complain(
+          "student.lora.init_lora_weights",
+          "pissa takes a part out of the base, which 4 or 8 bits cannot hold; leave load_in_4bit or load_in_8bit out");
+    }
+  }
+
   void CheckStudent() {
     v1::StudentSpec* student = spec_.mutable_student();
     v1::TrainingSpec* training = student->mutable_training();
@@ -215,6 +230,7 @@ class Checker {
     CheckLora(student->lora());
     CheckAddedTokens("student.add_tokens", student->add_tokens());
     CheckAddedTokens("student.add_special_tokens", student->add_special_tokens());
+    CheckQuantisation(*student);
     CheckWorkers("student.workers", student->mutable_workers());
     if (student->workers().min() > training->gradient_accumulation_steps() &&
         !diagnostics_->Touches("student.training.gradient_accumulation_steps")) {

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 #include "cli/spec/job_file.h"
 
 namespace retort::cli {
@@ -88,6 +90,27 @@ student:
   EXPECT_EQ(adapter(), 4 * (8 + 8) + 8) << "nothing is new";
 }
 
+TEST(PlanTest, CountsAQuantisedBase) {
+  const auto weights = [](const std::string& keys, const ModelFacts& model) {
+    const v1::JobSpec spec =
+        Spec("name: d\ndataset: [{path: t.jsonl}]\nstudent: {model_name_or_path: m, lora: {r: 4}" + keys + "}\n");
+    return MakePlan(spec, {"train"}, {}, nullptr, &model).memory[0].weights;
+  };
+  ModelFacts model = Model();
+  model.parameters = 10000 + 65536;
+  model.linear_parameters = 65536;
+  model.largest_linear = 2048;
+  EXPECT_EQ(weights("", model), 4 * (10000 + 65536));
+  // Half a byte, a byte for 64 values, four for 64 * 256; and the largest matrix widened.
+  EXPECT_EQ(weights(", load_in_4bit: true", model), 4 * 10000 + 32768 + 1024 + 16 + 4 * 2048);
+  EXPECT_EQ(weights(", load_in_4bit: true, bnb_4bit_use_double_quant: false", model),
+            4 * 10000 + 32768 + 4096 + 4 * 2048);
+  EXPECT_EQ(weights(", load_in_8bit: true", model), 4 * 10000 + 65536 + 4 * 2048);
+  model.quantised_parameters = 65536;
+  model.quantised_bytes = 34000;
+  EXPECT_EQ(weights("", model), 4 * 10000 + 34000 + 4 * 2048);
+}
+
 TEST(PlanTest, GenerationBoundsTraining) {
   const v1::JobSpec spec = Spec(R"(name: g
 prompts: [{path: p.jsonl, weight: 0.5}]
@@ -116,6 +139,23 @@ student: {model_name_or_path: m, lora: {target_modules: [w_q]}}
   const ModelFacts model = Model();
   EXPECT_THAT(MakePlan(spec, {"train"}, {}, nullptr, &model).notes,
               testing::ElementsAre(testing::HasSubstr("there would be nothing to train")));
+}
+
+TEST(ModelFactsTest, QuantisedFoldersHaveTheShapesOfWhatTheyStandFor) {
+  const std::string golden = std::string(std::getenv("RETORT_SOURCE_DIR")) + "/tests/golden/";
+  const std::pair<const char*, const char*> cases[] = {
+      {"llama3_tied", "llama_nf4"}, {"qwen2_window", "qwen2_int8"}, {"phi3_window", "phi3_fp4"}};
+  for (const auto& [plain_name, quantised_name] : cases) {
+    const auto plain = ReadModelFacts(golden + "families/" + plain_name);
+    const auto quantised = ReadModelFacts(golden + "quantized/" + quantised_name);
+    ASSERT_TRUE(plain.ok() && quantised.ok()) << plain.status() << quantised.status();
+    EXPECT_EQ(quantised->parameters, plain->parameters);
+    EXPECT_EQ(quantised->linear_parameters, plain->linear_parameters);
+    EXPECT_EQ(quantised->LoraParameters(3, {"all-linear"}), plain->LoraParameters(3, {"all-linear"}));
+    EXPECT_EQ(plain->quantised_parameters, 0);
+    EXPECT_GT(quantised->quantised_parameters, 0);
+    EXPECT_LT(quantised->quantised_bytes, 2 * quantised->quantised_parameters);
+  }
 }
 
 TEST(ModelFactsTest, LoraParametersOfAllLinears) {

@@ -111,6 +111,9 @@ student: {model_name_or_path: m, lora: {}}
   EXPECT_EQ(spec.max_infrastructure_failures(), 10);
   EXPECT_EQ(spec.student().lora().r(), 16);
   EXPECT_THAT(spec.student().lora().target_modules(), testing::ElementsAre("all-linear"));
+  EXPECT_FALSE(spec.student().load_in_4bit() || spec.student().load_in_8bit());
+  EXPECT_EQ(spec.student().bnb_4bit_quant_type(), "nf4");
+  EXPECT_TRUE(spec.student().bnb_4bit_use_double_quant());
   const v1::TrainingSpec& training = spec.student().training();
   EXPECT_TRUE(training.shuffle());
   EXPECT_TRUE(training.deterministic());
@@ -241,6 +244,14 @@ const BadCase kBad[] = {
      "exclude_modules, use_rslora, use_dora, bias, rank_pattern, alpha_pattern, layers_to_transform, layers_pattern, "
      "modules_to_save, init_lora_weights, ensure_weight_tying, target_parameters, fan_in_fan_out, lora_bias, "
      "use_qalora\n"},
+    {"QuantisedTwice", DatasetJob("  lora: {}\n  load_in_4bit: true\n  load_in_8bit: true\n"),
+     "job.yaml:7:17: student.load_in_8bit: is true beside load_in_4bit; the base is kept in the one or the other\n"},
+    {"QuantTypeForNothing", DatasetJob("  lora: {}\n  bnb_4bit_quant_type: fp4\n"),
+     "job.yaml:6:24: student.bnb_4bit_quant_type: does nothing without load_in_4bit: true\n"},
+    {"PissaOnAQuantisedBase", DatasetJob("  load_in_8bit: true\n  lora: {init_lora_weights: pissa}\n"),
+     "job.yaml:6:29: student.lora.init_lora_weights: pissa takes a part out of the base, which 4 or 8 bits cannot "
+     "hold; "
+     "leave load_in_4bit or load_in_8bit out\n"},
     {"WrongTypeList", "name: d\ndataset: t.jsonl\nstudent: {model_name_or_path: m, lora: {}}\n",
      "job.yaml:2:10: dataset: got the string \"t.jsonl\", wants a list of maps\n"},
     {"WrongTypeElement", "name: d\ndataset: [t.jsonl]\nstudent: {model_name_or_path: m, lora: {}}\n",
