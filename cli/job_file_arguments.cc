@@ -46,7 +46,8 @@ std::vector<std::string> StageNames(const v1::JobSpec& spec) {
   if (spec.has_teacher() && spec.prompts_size() > 0) stages = {"generate", "curate"};
   if (spec.has_student()) stages.push_back("train");
   if (spec.evaluate_size() > 0) stages.push_back("evaluate");
-  if (spec.has_student() && !spec.export_().merged().empty()) stages.push_back("export");
+  const bool exports = !spec.export_().merged().empty() || !spec.export_().gguf().empty();
+  if (spec.has_student() && exports) stages.push_back("export");
   return stages;
 }
 

@@ -32,7 +32,7 @@ std::vector<Item> ItemsOf(const v1::Job& job) {
   for (const v1::JobArtifact& artifact : job.result().artifacts()) {
     const std::string& name = artifact.name();
     if (name == "adapter" && !job.spec().export_().adapter()) continue;
-    if (name == "dataset" || name == "adapter" || name == "merged") {
+    if (name == "dataset" || name == "adapter" || name == "merged" || name == "gguf") {
       items.push_back({name, artifact.artifact_id()});
     } else if (absl::StartsWith(name, "checkpoint-")) {
       items.push_back({absl::StrCat("checkpoints/", name), artifact.artifact_id()});
@@ -54,7 +54,7 @@ absl::Status RemoveOthers(const fs::path& folder, const std::vector<Item>& items
   const auto wanted = [&](const std::string& name) {
     return std::any_of(items.begin(), items.end(), [&](const Item& item) { return item.name == name; });
   };
-  for (const char* name : {"dataset", "adapter", "merged"}) {
+  for (const char* name : {"dataset", "adapter", "merged", "gguf"}) {
     if (!wanted(name)) RETURN_IF_ERROR(Remove(folder / name));
   }
   std::error_code error;

@@ -141,7 +141,8 @@ std::vector<v1::Stage> StagesOf(const v1::JobSpec& spec) {
   }
   if (spec.has_student()) stages.push_back(v1::STAGE_TRAIN);
   if (spec.evaluate_size() > 0) stages.push_back(v1::STAGE_EVALUATE);
-  if (spec.has_student() && !spec.export_().merged().empty()) stages.push_back(v1::STAGE_EXPORT);
+  const bool exports = !spec.export_().merged().empty() || !spec.export_().gguf().empty();
+  if (spec.has_student() && exports) stages.push_back(v1::STAGE_EXPORT);
   return stages;
 }
 

@@ -3,6 +3,8 @@
 #include <spdlog/spdlog.h>
 
 #include <filesystem>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/file.h"
@@ -10,6 +12,8 @@
 #include "common/status.h"
 #include "common/version.h"
 #include "model/config.h"
+#include "model/convert/convert.h"
+#include "model/gguf/mixture.h"
 #include "model/lora.h"
 #include "model/lora_weights.h"
 #include "model/tokenizer_folder.h"
@@ -22,8 +26,118 @@ namespace {
 
 absl::StatusOr<c10::ScalarType> ParseDtype(const std::string& name) {
   if (name == "bf16") return c10::ScalarType::BFloat16;
+  if (name == "f16") return c10::ScalarType::Half;
   if (name == "f32") return c10::ScalarType::Float;
-  return absl::InvalidArgumentError(absl::StrCat("export.merged: \"", name, "\" is neither \"bf16\" nor \"f32\""));
+  return absl::InvalidArgumentError(absl::StrCat("export.merged: \"", name, "\" is none of bf16, f16 and f32"));
+}
+
+absl::StatusOr<gguf::FileType> ParseFileType(const std::string& name) {
+  for (const gguf::NamedFileType& row : gguf::kFileTypes) {
+    if (name == row.name) return row.type;
+  }
+  return absl::InvalidArgumentError(absl::StrCat("export.gguf: \"", name, "\" is no type of a GGUF file"));
+}
+
+// One artifact after the other, in the task's work folder.
+class Export {
+ public:
+  explicit Export(TaskContext& context)
+      : context_(context), task_(context.task().export_()), artifacts_(context.channel()) {}
+
+  absl::StatusOr<v1::TaskResult> Run();
+
+ private:
+  std::string Folder(const std::string& name) const { return absl::StrCat(context_.flags().work_dir, "/", name); }
+  void Tell(const std::string& message);
+  absl::Status Publish(const std::string& name);
+  absl::Status MakeAdapter(const LoraAdapter& adapter);
+  absl::Status MakeMerged(const LoraAdapter& adapter);
+  absl::Status MakeGguf();
+
+  TaskContext& context_;
+  const v1::ExportTask& task_;
+  ArtifactClient artifacts_;
+  std::string checkpoint_;  // folder
+  ModelConfig config_;      // of the base
+  v1::TaskResult result_;
+};
+
+void Export::Tell(const std::string& message) {
+  const v1::ExportSpec& spec = task_.export_();
+  v1::Progress progress;
+  progress.set_done(result_.artifacts_size());
+  progress.set_total((spec.adapter() ? 1 : 0) + (spec.merged().empty() ? 0 : 1) + (spec.gguf().empty() ? 0 : 1));
+  progress.set_unit("folders");
+  progress.set_message(message);
+  context_.ReportProgress(progress);
+}
+
+absl::Status Export::Publish(const std::string& name) {
+  ASSIGN_OR_RETURN(*result_.add_artifacts(), UploadFolder(artifacts_, Folder(name), name, v1::STAGE_EXPORT));
+  (*result_.mutable_outcomes()->mutable_counts())[name] = 1;
+  return absl::OkStatus();
+}
+
+absl::Status Export::MakeAdapter(const LoraAdapter& adapter) {
+  const std::string folder = Folder("adapter");
+  RETURN_IF_ERROR(MakeFolders(folder));
+  RETURN_IF_ERROR(SaveAdapter(adapter, folder));
+  if (HasTokenizer(checkpoint_)) RETURN_IF_ERROR(CopyTokenizerFiles(checkpoint_, folder));
+  ASSIGN_OR_RETURN(*result_.mutable_adapter_sha256(), Sha256HexOfFile(absl::StrCat(folder, "/", kAdapterWeightsFile)));
+  return Publish("adapter");
+}
+
+absl::Status Export::MakeMerged(const LoraAdapter& adapter) {
+  Tell("merging");
+  const std::string& base = task_.student().model_name_or_path();
+  c10::ScalarType dtype = config_.dtype;
+  if (!task_.export_().merged().empty()) {
+    ASSIGN_OR_RETURN(dtype, ParseDtype(task_.export_().merged()));
+  }
+  // Merged in f32, so that the result is rounded once; into what a quantised base stands for, on which the adapter was
+  // trained.
+  ASSIGN_OR_RETURN(ModelWeights weights,
+                   LoadWeights(base, c10::ScalarType::Float, c10::kCPU, QuantisationOf(task_.student(), config_)));
+  if (HasQuantized(weights)) {
+    spdlog::warn("merged_into_widened_base model={} reason=\"the base is quantised: rounding may differ a little\"",
+                 base);
+    WidenQuantized(weights, c10::ScalarType::Float);
+  }
+  RETURN_IF_ERROR(MergeAdapter(adapter, weights));
+  std::error_code error;
+  std::filesystem::remove_all(Folder("merged"), error);
+  return SaveModelFolder(weights, dtype, base, Folder("merged"), TokenizerFolderOf(base, checkpoint_));
+}
+
+// Of the merged folder as it is: what `distctl convert` would make of it.
+absl::Status Export::MakeGguf() {
+  Tell("converting to GGUF");
+  const std::string& type = task_.export_().gguf();
+  ASSIGN_OR_RETURN(const gguf::FileType file_type, ParseFileType(type));
+  RETURN_IF_ERROR(MakeFolders(Folder("gguf")));
+  std::vector<std::string> warnings;
+  RETURN_IF_ERROR(ConvertToGguf(Folder("merged"), absl::StrCat(Folder("gguf"), "/model-", type, ".gguf"), file_type,
+                                {.overwrite = true, .warnings = &warnings}));
+  for (const std::string& warning : warnings) spdlog::warn("gguf_export warning=\"{}\"", warning);
+  return Publish("gguf");
+}
+
+absl::StatusOr<v1::TaskResult> Export::Run() {
+  const v1::ExportSpec& spec = task_.export_();
+  Tell("fetching the final checkpoint");
+  ASSIGN_OR_RETURN(checkpoint_, FetchCheckpoint(artifacts_, task_.final_checkpoint(), context_.flags().work_dir));
+  RETURN_IF_ERROR(LoadCheckpoint(checkpoint_).status());
+  ASSIGN_OR_RETURN(config_, LoadModelConfig(task_.student().model_name_or_path()));
+  ASSIGN_OR_RETURN(const LoraAdapter adapter, LoadAdapter(checkpoint_, config_));
+  if (spec.adapter()) RETURN_IF_ERROR(MakeAdapter(adapter));
+  if (!spec.merged().empty() || !spec.gguf().empty()) RETURN_IF_ERROR(MakeMerged(adapter));
+  if (!spec.merged().empty()) {
+    Tell("uploading the merged model");
+    RETURN_IF_ERROR(Publish("merged"));
+  }
+  if (!spec.gguf().empty()) RETURN_IF_ERROR(MakeGguf());
+  (*result_.mutable_versions())["retort"] = std::string(kVersion);
+  return std::move(result_);
 }
 
 }  // namespace
@@ -43,58 +157,6 @@ absl::StatusOr<v1::JobArtifact> UploadFolder(ArtifactClient& artifacts, const st
   return artifact;
 }
 
-absl::StatusOr<v1::TaskResult> RunExportTask(TaskContext& context) {
-  const v1::ExportTask& task = context.task().export_();
-  const std::string& work_dir = context.flags().work_dir;
-  ArtifactClient artifacts(context.channel());
-  const auto tell = [&](int64_t done, const std::string& message) {
-    v1::Progress progress;
-    progress.set_done(done);
-    progress.set_total((task.export_().adapter() ? 1 : 0) + (task.export_().merged().empty() ? 0 : 1));
-    progress.set_unit("folders");
-    progress.set_message(message);
-    context.ReportProgress(progress);
-  };
-  tell(0, "fetching the final checkpoint");
-  ASSIGN_OR_RETURN(const std::string checkpoint, FetchCheckpoint(artifacts, task.final_checkpoint(), work_dir));
-  RETURN_IF_ERROR(LoadCheckpoint(checkpoint).status());
-  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(task.student().model_name_or_path()));
-  ASSIGN_OR_RETURN(const LoraAdapter adapter, LoadAdapter(checkpoint, config));
-
-  v1::TaskResult result;
-  if (task.export_().adapter()) {
-    const std::string folder = absl::StrCat(work_dir, "/adapter");
-    RETURN_IF_ERROR(MakeFolders(folder));
-    RETURN_IF_ERROR(SaveAdapter(adapter, folder));
-    if (HasTokenizer(checkpoint)) RETURN_IF_ERROR(CopyTokenizerFiles(checkpoint, folder));
-    ASSIGN_OR_RETURN(*result.mutable_adapter_sha256(), Sha256HexOfFile(absl::StrCat(folder, "/", kAdapterWeightsFile)));
-    ASSIGN_OR_RETURN(*result.add_artifacts(), UploadFolder(artifacts, folder, "adapter", v1::STAGE_EXPORT));
-    (*result.mutable_outcomes()->mutable_counts())["adapter"] = 1;
-  }
-  if (!task.export_().merged().empty()) {
-    tell(1, "merging");
-    ASSIGN_OR_RETURN(const c10::ScalarType dtype, ParseDtype(task.export_().merged()));
-    // Merged in f32, so that the result is rounded once; into what a quantised base stands for, on which the adapter
-    // was trained.
-    ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(task.student().model_name_or_path(), c10::ScalarType::Float,
-                                                       c10::kCPU, QuantisationOf(task.student(), config)));
-    if (HasQuantized(weights)) {
-      spdlog::warn("merged_into_widened_base model={} reason=\"the base is quantised: rounding may differ a little\"",
-                   task.student().model_name_or_path());
-      WidenQuantized(weights, c10::ScalarType::Float);
-    }
-    RETURN_IF_ERROR(MergeAdapter(adapter, weights));
-    const std::string folder = absl::StrCat(work_dir, "/merged");
-    std::error_code error;
-    std::filesystem::remove_all(folder, error);
-    RETURN_IF_ERROR(SaveModelFolder(weights, dtype, task.student().model_name_or_path(), folder,
-                                    TokenizerFolderOf(task.student().model_name_or_path(), checkpoint)));
-    tell(1, "uploading the merged model");
-    ASSIGN_OR_RETURN(*result.add_artifacts(), UploadFolder(artifacts, folder, "merged", v1::STAGE_EXPORT));
-    (*result.mutable_outcomes()->mutable_counts())["merged"] = 1;
-  }
-  (*result.mutable_versions())["retort"] = std::string(kVersion);
-  return result;
-}
+absl::StatusOr<v1::TaskResult> RunExportTask(TaskContext& context) { return Export(context).Run(); }
 
 }  // namespace retort

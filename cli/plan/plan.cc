@@ -14,6 +14,14 @@ int64_t Weighted(double weight, int64_t rows) {
   return static_cast<int64_t>(std::floor(weight * static_cast<double>(rows)));
 }
 
+// Of a GGUF type, about: some matrices of q4_k_m are wider.
+double BytesPerWeight(const std::string& type) {
+  if (type.empty()) return 0.0;
+  if (type == "f32") return 4.0;
+  if (type == "q8_0") return 1.07;
+  return type == "q4_k_m" ? 0.61 : 2.0;
+}
+
 GeneratePlan PlanGenerate(const v1::JobSpec& spec, const RowCounts& rows) {
   GeneratePlan plan;
   for (int i = 0; i < spec.prompts_size(); ++i) plan.prompts += Weighted(spec.prompts(i).weight(), rows.prompts[i]);
@@ -173,6 +181,8 @@ JobPlan MakePlan(const v1::JobSpec& spec, const std::vector<std::string>& stages
     plan.disk.checkpoint = adapter * 12;
     if (!spec.export_().merged().empty())
       plan.disk.merged = student->parameters * (spec.export_().merged() == "f32" ? 4 : 2);
+    plan.disk.gguf =
+        static_cast<int64_t>(static_cast<double>(student->parameters) * BytesPerWeight(spec.export_().gguf()));
   }
   return plan;
 }
@@ -212,8 +222,10 @@ nlohmann::json PlanToJson(const JobPlan& plan) {
                                              {"gradients", memory.gradients},         {"optimizer", memory.optimizer},
                                              {"activations", memory.activations},     {"total", memory.total}};
   }
-  document["disk_bytes"] = {
-      {"traces_at_most", plan.disk.traces_at_most}, {"checkpoint", plan.disk.checkpoint}, {"merged", plan.disk.merged}};
+  document["disk_bytes"] = {{"traces_at_most", plan.disk.traces_at_most},
+                            {"checkpoint", plan.disk.checkpoint},
+                            {"merged", plan.disk.merged},
+                            {"gguf", plan.disk.gguf}};
   return document;
 }
 

@@ -53,6 +53,7 @@ struct DiskPlan {
   int64_t traces_at_most = 0;
   int64_t checkpoint = 0;  // each
   int64_t merged = 0;
+  int64_t gguf = 0;
 };
 
 struct JobPlan {

@@ -441,8 +441,14 @@ constexpr Key kKeys[] = {
      "A Hugging Face folder with the adapter merged in, in this type.",
      kOptional,
      {},
-     "none|bf16|f32|!f16"},
-    {"export.gguf", kString, "", "A GGUF file.", kNotSupported},
+     "none|bf16|f16|f32"},
+    {"export.gguf",
+     kChoice,
+     "none",
+     "A GGUF file of the merged model for llama.cpp and Ollama, in this type: `gguf/model-<type>.gguf`.",
+     kOptional,
+     {},
+     "none|f32|f16|bf16|q8_0|q4_k_m"},
 };
 
 }  // namespace

@@ -50,12 +50,12 @@ int Export(const Globals& globals, const Arguments& arguments) {
   const std::string folder = std::filesystem::absolute(arguments.output, error).string();
   std::vector<const v1::JobArtifact*> wanted;
   for (const v1::JobArtifact& artifact : job->result().artifacts()) {
-    const bool fits = arguments.what == "all" ? artifact.name() == "adapter" || artifact.name() == "merged"
-                                              : artifact.name() == arguments.what;
+    const bool model = artifact.name() == "adapter" || artifact.name() == "merged" || artifact.name() == "gguf";
+    const bool fits = arguments.what == "all" ? model : artifact.name() == arguments.what;
     if (fits) wanted.push_back(&artifact);
   }
   if (wanted.empty()) {
-    const std::string what = arguments.what == "all" ? "adapter or merged model" : arguments.what;
+    const std::string what = arguments.what == "all" ? "adapter, merged model or GGUF file" : arguments.what;
     return Fail(absl::NotFoundError(absl::StrCat(job->job_id(), " has no ", what, "; `distctl artifacts ls ",
                                                  job->job_id(), "` shows what it has")));
   }
@@ -83,20 +83,21 @@ int Export(const Globals& globals, const Arguments& arguments) {
 }  // namespace
 
 void AddExport(CLI::App* app, Context* context) {
-  CLI::App* verb = AddVerb(app, context, "export",
-                           "Fetch a job's adapter and merged model into a folder, or merge an adapter into its base");
+  CLI::App* verb =
+      AddVerb(app, context, "export",
+              "Fetch a job's adapter, merged model and GGUF file into a folder, or merge an adapter into its base");
   auto arguments = std::make_shared<Arguments>();
   verb->add_option("JOB", arguments->job, "Job id, the beginning of one, or a job's name (its newest)");
   verb->add_option("--output", arguments->output,
-                   "Folder; adapter/ and merged/ are made in it. With --merged: the folder to make")
+                   "Folder; adapter/, merged/ and gguf/ are made in it. With --merged: the folder to make")
       ->required();
   verb->add_flag("--merged", arguments->merged, "Not of a job: merge --adapter into --model");
   verb->add_option("--model", arguments->model, "With --merged: Hugging Face folder of the base");
   verb->add_option("--adapter", arguments->adapter, "With --merged: PEFT folder");
   verb->add_option("--dtype", arguments->dtype, "With --merged: float32, bfloat16 or float16 (default: the base's)")
       ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
-  verb->add_option("--what", arguments->what, "adapter, merged or all (default all)")
-      ->check(CLI::IsMember({"adapter", "merged", "all"}));
+  verb->add_option("--what", arguments->what, "adapter, merged, gguf or all (default all)")
+      ->check(CLI::IsMember({"adapter", "merged", "gguf", "all"}));
   verb->add_flag("--overwrite", arguments->overwrite, "Replace what is there");
   verb->callback([context, arguments] { context->exit_code = Export(context->globals, *arguments); });
 }

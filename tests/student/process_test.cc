@@ -7,6 +7,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
+using ::testing::StartsWith;
 
 TEST_F(ProcessTest, TheAdapterHasTheSameBitsOnOneTwoAndThreeRanks) {
   const std::string alone = Undisturbed();
@@ -149,6 +150,28 @@ TEST_F(ProcessTest, ExportGivesTheAdapterAndAMergedModel) {
   EXPECT_EQ(result.artifacts(1).name(), "merged");
   EXPECT_THAT(coordinator_->FileOf(result.artifacts(1).artifact_id(), "config.json"), HasSubstr("bfloat16"));
   EXPECT_THAT(coordinator_->FileOf(result.artifacts(1).artifact_id(), "model.safetensors"), Not(::testing::IsEmpty()));
+}
+
+TEST_F(ProcessTest, ExportGivesAGgufFileWithoutAMergedFolder) {
+  NewCoordinator();
+  v1::GetTaskResponse train = Task();
+  v1::StudentSpec& student = *train.mutable_train()->mutable_student();
+  student.set_model_name_or_path(absl::StrCat(std::getenv("RETORT_SOURCE_DIR"), "/examples/quickstart/base"));
+  student.mutable_training()->set_max_steps(2);
+  coordinator_->SetTask(train);
+  Start("j.train.0.0");
+  AwaitDone();
+  v1::GetTaskResponse task;
+  *task.mutable_export_()->mutable_student() = student;
+  task.mutable_export_()->mutable_export_()->set_gguf("q8_0");
+  *task.mutable_export_()->mutable_final_checkpoint() = coordinator_->outcome().checkpoint;
+  coordinator_->SetTask(task);
+  Start("j.export.0.0");
+  AwaitDone();
+  const v1::TaskResult result = coordinator_->outcome().results["j.export.0.0"];
+  ASSERT_EQ(result.artifacts_size(), 1);
+  EXPECT_EQ(result.artifacts(0).name(), "gguf");
+  EXPECT_THAT(coordinator_->FileOf(result.artifacts(0).artifact_id(), "model-q8_0.gguf"), StartsWith("GGUF"));
 }
 
 }  // namespace

@@ -282,8 +282,11 @@ const BadCase kBad[] = {
      "constant_with_warmup; did you mean \"cosine\"?\n"},
     {"ChoiceNotSupported", TeacherJob("  backend: vllm\n"),
      "job.yaml:5:12: teacher.backend: \"vllm\" is not supported in this version; supported: native, openai\n"},
-    {"KeyNotSupported", DatasetJob("  lora: {}\nexport: {gguf: q8_0}\n"),
-     "job.yaml:6:10: export.gguf: not supported in this version\n"},
+    {"KeyNotSupported", DatasetJob("  lora: {}\nqueue: batch\n"),
+     "job.yaml:6:1: queue: not supported in this version\n"},
+    {"GgufType", DatasetJob("  lora: {}\nexport: {gguf: q8}\n"),
+     "job.yaml:6:16: export.gguf: got the string \"q8\", wants one of none, f32, f16, bf16, q8_0, q4_k_m; did you mean "
+     "\"q8_0\"?\n"},
     {"ValueNotSupported", TeacherJob("  tensor_parallel_size: 8\n"),
      "job.yaml:5:25: teacher.tensor_parallel_size: 8 is not supported in this version, only 1 is\n"},
     {"MissingName", "dataset: [{path: t.jsonl}]\nstudent: {model_name_or_path: m, lora: {}}\n",
