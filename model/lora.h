@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -127,8 +128,10 @@ absl::Status CompletePissa(const ModelWeights& weights, LoraAdapter& adapter);
 // it brings along in, and gives the model as many rows of embeddings as the adapter has.
 absl::Status PrepareBase(const LoraAdapter& adapter, ModelWeights& weights);
 
-// Puts the adapter into the weights, computed in f32 and rounded once to the weights' dtype. Tensors are replaced, not
-// written to: a copy of `weights` that was made before is the unmerged model. Embeddings that part untie the model.
-absl::Status MergeAdapter(const LoraAdapter& adapter, ModelWeights& weights);
+// Puts the adapter into the weights, computed in f32 and rounded once: what changes is of `dtype` (unset: of the dtype
+// that it had), so that weights may be given as the files have them. Tensors are replaced, not written to: a copy of
+// `weights` that was made before is the unmerged model. Embeddings that part untie the model.
+absl::Status MergeAdapter(const LoraAdapter& adapter, ModelWeights& weights,
+                          std::optional<c10::ScalarType> dtype = std::nullopt);
 
 }  // namespace retort

@@ -36,7 +36,10 @@ absl::Status Missing(const std::string& name) {
   return absl::InvalidArgumentError(absl::StrCat("merge adapter: the model has no linear module \"", name, "\""));
 }
 
-absl::Status MergeExperts(const std::string& name, const LoraPair& pair, double scaling, ModelWeights& weights) {
+using MaybeDtype = std::optional<c10::ScalarType>;
+
+absl::Status MergeExperts(const std::string& name, const LoraPair& pair, double scaling, MaybeDtype dtype,
+                          ModelWeights& weights) {
   LayerWeights* layer = LayerOf(weights, name);
   if (layer == nullptr || layer->experts.empty()) return Missing(name);
   const auto experts = static_cast<int64_t>(layer->experts.size());
@@ -49,12 +52,13 @@ absl::Status MergeExperts(const std::string& name, const LoraPair& pair, double 
   }
   const c10::Device device = first.gate.device();
   const at::Tensor deltas = ExpertDeltas(pair.a.to(device), pair.b.to(device), experts, scaling);
-  AddToExperts(down ? at::Tensor() : deltas, down ? deltas : at::Tensor(), *layer);
+  AddToExperts(down ? at::Tensor() : deltas, down ? deltas : at::Tensor(), *layer, dtype);
   return absl::OkStatus();
 }
 
-absl::Status MergeModule(const std::string& name, const LoraPair& pair, double scaling, ModelWeights& weights) {
-  if (absl::StrContains(name, ".mlp.experts.")) return MergeExperts(name, pair, scaling, weights);
+absl::Status MergeModule(const std::string& name, const LoraPair& pair, double scaling, MaybeDtype dtype,
+                         ModelWeights& weights) {
+  if (absl::StrContains(name, ".mlp.experts.")) return MergeExperts(name, pair, scaling, dtype, weights);
   at::Tensor* weight = WeightOf(weights, name);
   if (weight == nullptr) return Missing(name);
   if (const Linear* linear = LinearOf(weights, name); linear != nullptr && linear->quantized != nullptr) {
@@ -68,7 +72,9 @@ absl::Status MergeModule(const std::string& name, const LoraPair& pair, double s
   if (pair.magnitude.defined()) {
     merged = merged * (pair.magnitude.to(merged.device()) / RowNorms(merged)).unsqueeze(1);
   }
-  *weight = merged.to(weight->scalar_type());
+  // A router decides in f32.
+  const bool router = absl::EndsWith(name, ".mlp.gate.weight");
+  *weight = merged.to(router ? weight->scalar_type() : dtype.value_or(weight->scalar_type()));
   return absl::OkStatus();
 }
 
@@ -84,7 +90,7 @@ void Widen(const std::string& name, ModelWeights& weights) {
   }).IgnoreError();
 }
 
-absl::Status Replace(const std::string& name, const at::Tensor& value, ModelWeights& weights) {
+absl::Status Replace(const std::string& name, const at::Tensor& value, MaybeDtype dtype, ModelWeights& weights) {
   const bool embeddings = name == "lm_head.weight" || name == "model.embed_tokens.weight";
   at::Tensor* tensor = TensorOf(weights, name);
   if (tensor != nullptr && !tensor->defined()) Widen(name, weights);
@@ -96,13 +102,16 @@ absl::Status Replace(const std::string& name, const at::Tensor& value, ModelWeig
         "merge adapter: ", name, " has shape [", absl::StrJoin(tensor->sizes(), ", "), "], the adapter's [",
         absl::StrJoin(value.sizes(), ", "), "]", embeddings ? "; was the vocabulary resized?" : ""));
   }
-  *tensor = value.to(tensor->options());
+  // Vectors are small: where a dtype is asked for they stay as exact as they are.
+  const bool exact = value.dim() == 1 && dtype.has_value();
+  *tensor = value.to(tensor->device(), exact ? at::kFloat : dtype.value_or(tensor->scalar_type()));
   return absl::OkStatus();
 }
 
 // Puts whole tensors in. A tied model stays tied where its two embeddings are given as one.
-absl::Status ReplaceAll(const std::map<std::string, at::Tensor>& tensors, bool together, ModelWeights& weights) {
-  for (const auto& [name, value] : tensors) RETURN_IF_ERROR(Replace(name, value, weights));
+absl::Status ReplaceAll(const std::map<std::string, at::Tensor>& tensors, bool together, MaybeDtype dtype,
+                        ModelWeights& weights) {
+  for (const auto& [name, value] : tensors) RETURN_IF_ERROR(Replace(name, value, dtype, weights));
   const bool touched = tensors.contains(kHead) || tensors.contains(kEmbeddings);
   if (!weights.config.tie_word_embeddings || !touched) return absl::OkStatus();
   if (together) {
@@ -114,16 +123,16 @@ absl::Status ReplaceAll(const std::map<std::string, at::Tensor>& tensors, bool t
 }
 
 // Puts in the embeddings that the adapter brings along. PEFT copies them into the model's: what is tied there is both.
-absl::Status ReplaceEmbeddings(const LoraAdapter& adapter, ModelWeights& weights) {
+absl::Status ReplaceEmbeddings(const LoraAdapter& adapter, MaybeDtype dtype, ModelWeights& weights) {
   const auto embeddings = adapter.replaced.find(kEmbeddings);
   const auto head = adapter.replaced.find(kHead);
   const bool both = embeddings != adapter.replaced.end() && head != adapter.replaced.end();
   const bool one =
       !adapter.replaced.empty() && !both && !adapter.full.contains(kEmbeddings) && !adapter.full.contains(kHead);
   if (!weights.config.tie_word_embeddings || !(one || (both && embeddings->second.equal(head->second)))) {
-    return ReplaceAll(adapter.replaced, /*together=*/false, weights);
+    return ReplaceAll(adapter.replaced, /*together=*/false, dtype, weights);
   }
-  RETURN_IF_ERROR(Replace(kEmbeddings, adapter.replaced.begin()->second, weights));
+  RETURN_IF_ERROR(Replace(kEmbeddings, adapter.replaced.begin()->second, dtype, weights));
   weights.lm_head = weights.embed_tokens;
   return absl::OkStatus();
 }
@@ -210,11 +219,12 @@ at::Tensor ExpertDeltas(const at::Tensor& a, const at::Tensor& b, int64_t expert
   return at::bmm(of_b, of_a).mul(scaling);
 }
 
-void AddToExperts(const at::Tensor& gate_up, const at::Tensor& down, LayerWeights& layer) {
+void AddToExperts(const at::Tensor& gate_up, const at::Tensor& down, LayerWeights& layer,
+                  std::optional<c10::ScalarType> dtype) {
   for (size_t i = 0; i < layer.experts.size(); ++i) {
     Expert& expert = layer.experts[i];
-    const auto add = [](at::Tensor& weight, const at::Tensor& delta) {
-      weight = (weight.to(at::kFloat) + delta).to(weight.scalar_type());
+    const auto add = [&](at::Tensor& weight, const at::Tensor& delta) {
+      weight = (weight.to(at::kFloat) + delta).to(dtype.value_or(weight.scalar_type()));
     };
     const auto index = static_cast<int64_t>(i);
     if (gate_up.defined()) {
@@ -246,24 +256,24 @@ absl::Status PrepareBase(const LoraAdapter& adapter, ModelWeights& weights) {
       return absl::OkStatus();
     }));
   }
-  return ReplaceEmbeddings(adapter, weights);
+  return ReplaceEmbeddings(adapter, std::nullopt, weights);
 }
 
-absl::Status MergeAdapter(const LoraAdapter& adapter, ModelWeights& weights) {
+absl::Status MergeAdapter(const LoraAdapter& adapter, ModelWeights& weights, std::optional<c10::ScalarType> dtype) {
   if (adapter.config.init_lora_weights == "pissa") {
     LoraAdapter complete = adapter;
     RETURN_IF_ERROR(CompletePissa(weights, complete));
-    return MergeAdapter(complete, weights);
+    return MergeAdapter(complete, weights, dtype);
   }
   RETURN_IF_ERROR(GrowVocabulary(VocabularyUnder(adapter, weights.config), weights));
   for (const auto& [name, pair] : adapter.modules) {
     RETURN_IF_ERROR(CatchTorchErrors(absl::StrCat("merge ", name), [&] {
-      return MergeModule(name, pair, ScalingOf(adapter.config, name), weights);
+      return MergeModule(name, pair, ScalingOf(adapter.config, name), dtype, weights);
     }));
   }
   return CatchTorchErrors("merge adapter", [&]() -> absl::Status {
-    RETURN_IF_ERROR(ReplaceEmbeddings(adapter, weights));
-    return ReplaceAll(adapter.full, adapter.config.ensure_weight_tying, weights);
+    RETURN_IF_ERROR(ReplaceEmbeddings(adapter, dtype, weights));
+    return ReplaceAll(adapter.full, adapter.config.ensure_weight_tying, dtype, weights);
   });
 }
 

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -40,6 +41,7 @@ absl::Status NotPissa(const std::string& module);
 
 // Adds the deltas of `gate_up` and `down` (as ExpertDeltas gives them, or undefined) to the layer's experts. Tensors
 // are replaced, not written to; the results have the experts' dtype.
-void AddToExperts(const at::Tensor& gate_up, const at::Tensor& down, LayerWeights& layer);
+void AddToExperts(const at::Tensor& gate_up, const at::Tensor& down, LayerWeights& layer,
+                  std::optional<c10::ScalarType> dtype = std::nullopt);
 
 }  // namespace retort

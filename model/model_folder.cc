@@ -1,7 +1,11 @@
 #include "model/model_folder.h"
 
+#include <ATen/ops/isfinite.h>
+
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -10,7 +14,7 @@
 #include "common/id.h"
 #include "common/json.h"
 #include "common/status.h"
-#include "model/safetensors.h"
+#include "model/safetensors_writer.h"
 #include "model/tokenizer_folder.h"
 #include "model/torch_status.h"
 #include "model/weights.h"
@@ -106,12 +110,22 @@ absl::Status WriteWeights(const ModelWeights& weights, c10::ScalarType dtype, co
     const std::string file = shards.size() == 1
                                  ? "model.safetensors"
                                  : absl::StrFormat("model-%05d-of-%05d.safetensors", i + 1, shards.size());
-    std::map<std::string, at::Tensor> tensors;
-    for (auto& [name, tensor] : shards[i]) {
-      tensors[name] = tensor.to(StoredDtype(name, dtype));
+    std::vector<SafetensorsEntry> entries;
+    for (const auto& [name, tensor] : shards[i]) {
+      entries.push_back({name, StoredDtype(name, dtype), tensor.sizes().vec()});
       weight_map[name] = file;
     }
-    RETURN_IF_ERROR(WriteSafetensors(absl::StrCat(folder, "/", file), tensors));
+    ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::Create(absl::StrCat(folder, "/", file),
+                                                                         std::move(entries), {{"format", "pt"}}));
+    for (const auto& [name, tensor] : shards[i]) {
+      const at::Tensor stored = tensor.to(StoredDtype(name, dtype));
+      if (stored.scalar_type() == c10::ScalarType::Half && !at::isfinite(stored).all().item().toBool()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(name, " holds values that are too large for float16; bfloat16 holds them"));
+      }
+      RETURN_IF_ERROR(writer.Append(stored));
+    }
+    RETURN_IF_ERROR(writer.Commit());
   }
   if (shards.size() == 1) return absl::OkStatus();
   const json index = {{"metadata", {{"total_size", total_bytes}}}, {"weight_map", weight_map}};

@@ -94,16 +94,15 @@ absl::Status Export::MakeMerged(const LoraAdapter& adapter) {
   if (!task_.export_().merged().empty()) {
     ASSIGN_OR_RETURN(dtype, ParseDtype(task_.export_().merged()));
   }
-  // Merged in f32, so that the result is rounded once; into what a quantised base stands for, on which the adapter was
-  // trained.
+  // Into what a quantised base stands for, on which the adapter was trained.
   ASSIGN_OR_RETURN(ModelWeights weights,
-                   LoadWeights(base, c10::ScalarType::Float, c10::kCPU, QuantisationOf(task_.student(), config_)));
+                   LoadWeights(base, std::nullopt, c10::kCPU, QuantisationOf(task_.student(), config_)));
   if (HasQuantized(weights)) {
     spdlog::warn("merged_into_widened_base model={} reason=\"the base is quantised: rounding may differ a little\"",
                  base);
     WidenQuantized(weights, c10::ScalarType::Float);
   }
-  RETURN_IF_ERROR(MergeAdapter(adapter, weights));
+  RETURN_IF_ERROR(MergeAdapter(adapter, weights, dtype));
   std::error_code error;
   std::filesystem::remove_all(Folder("merged"), error);
   return SaveModelFolder(weights, dtype, base, Folder("merged"), TokenizerFolderOf(base, checkpoint_));

@@ -22,8 +22,7 @@ struct Arguments {
 };
 
 absl::Status Merge(const Arguments& arguments) {
-  // Merged in f32, so that the result is rounded once.
-  ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(arguments.model, c10::ScalarType::Float, c10::kCPU));
+  ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(arguments.model, std::nullopt, c10::kCPU));
   if (weights.config.bitsandbytes) {
     std::fprintf(stderr,
                  "distctl export: warning: %s is quantised: the adapter goes into what it stands for, and "
@@ -31,11 +30,11 @@ absl::Status Merge(const Arguments& arguments) {
                  arguments.model.c_str());
   }
   ASSIGN_OR_RETURN(const LoraAdapter adapter, LoadAdapter(arguments.adapter, weights.config));
-  RETURN_IF_ERROR(MergeAdapter(adapter, weights));
   c10::ScalarType dtype = weights.config.dtype;
   if (arguments.dtype == "float32") dtype = c10::ScalarType::Float;
   if (arguments.dtype == "bfloat16") dtype = c10::ScalarType::BFloat16;
   if (arguments.dtype == "float16") dtype = c10::ScalarType::Half;
+  RETURN_IF_ERROR(MergeAdapter(adapter, weights, dtype));
   return SaveModelFolder(weights, dtype, arguments.model, arguments.output,
                          TokenizerFolderOf(arguments.model, arguments.adapter));
 }

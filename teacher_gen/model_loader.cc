@@ -46,12 +46,9 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   } else if (!options.tokenizer_optional || !absl::IsNotFound(tokenizer.status())) {
     return tokenizer.status();
   }
-  std::optional<c10::ScalarType> stored;  // what the file has: the CPU engine widens as it reads
-  if (!options.adapter.empty()) {
-    stored = c10::ScalarType::Float;
-  } else if (!device.is_cpu()) {
-    stored = loaded.compute_dtype;
-  }
+  // As the file has it where the CPU engine widens as it reads, or an adapter is yet to be added before it is rounded.
+  std::optional<c10::ScalarType> stored;
+  if (!device.is_cpu() && options.adapter.empty()) stored = loaded.compute_dtype;
   std::error_code error;
   const bool is_gguf = gguf::IsGgufFile(options.model) && !std::filesystem::is_directory(options.model, error);
   const BaseQuantisation quantisation = QuantisationOf(options);
@@ -65,7 +62,7 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   if (shared || !options.adapter.empty()) WidenQuantized(loaded.weights, stored.value_or(c10::ScalarType::Float));
   if (!options.adapter.empty()) {
     ASSIGN_OR_RETURN(const LoraAdapter adapter, LoadAdapter(options.adapter, loaded.weights.config));
-    RETURN_IF_ERROR(MergeAdapter(adapter, loaded.weights));
+    RETURN_IF_ERROR(MergeAdapter(adapter, loaded.weights, loaded.compute_dtype));
   }
   // An adapter is merged into whole matrices, a GGUF file is read whole.
   if (shared && !loaded.weights.config.shard.has_value()) {

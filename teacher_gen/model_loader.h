@@ -16,7 +16,7 @@ namespace retort {
 
 struct ModelOptions {
   std::string model;    // HF folder or GGUF file
-  std::string adapter;  // PEFT folder, merged into the weights in f32; empty: none
+  std::string adapter;  // PEFT folder, merged in f32, a module at a time; empty: none
   std::string dtype;    // "float32" | "bfloat16"; empty: bfloat16 on a GPU, float32 on a CPU
   std::string device = "auto";
   // Keeps linear modules in 4 bits (NF4 with double quantisation) or 8, or as a quantised folder has them. Without

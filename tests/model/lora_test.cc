@@ -464,6 +464,28 @@ TEST(LoraTest, MergesInFloatAndRoundsOnce) {
   EXPECT_EQ(MergeAdapter(adapter, other).code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST(LoraTest, MergesIntoWeightsAsTheFilesHaveThem) {
+  ModelWeights stored = RandomWeights(Tiny(), at::kBFloat16, at::kCPU, 5);
+  ModelWeights wide = stored;
+  ConvertWeights(wide, [](const at::Tensor& weight) { return weight.to(at::kFloat); });
+  LoraConfig config = Rank3();
+  config.modules_to_save = {"embed_tokens"};
+  LoraAdapter adapter = InitLora(Tiny(), config, 1, &wide).value();
+  for (auto& [name, pair] : adapter.modules) pair.b.normal_(0.0, 0.1);
+  adapter.full.at("model.embed_tokens.weight").add_(0.001);
+  ModelWeights rounded = stored;
+  ASSERT_TRUE(MergeAdapter(adapter, wide).ok());
+  ASSERT_TRUE(MergeAdapter(adapter, stored, at::kFloat).ok());
+  ASSERT_TRUE(MergeAdapter(adapter, rounded, at::kBFloat16).ok());
+  const auto expected = NamedTensors(wide);
+  const auto merged = NamedTensors(stored);
+  const auto in_bf16 = NamedTensors(rounded);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_TRUE(at::equal(merged[i].second.to(at::kFloat), expected[i].second)) << expected[i].first;
+    EXPECT_TRUE(at::equal(in_bf16[i].second, expected[i].second.to(at::kBFloat16))) << expected[i].first;
+  }
+}
+
 TEST(LoraTest, EmbeddingsThatPartUntieTheModel) {
   ModelConfig tied = Tiny();
   tied.tie_word_embeddings = true;

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/allclose.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/full_like.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -142,6 +143,15 @@ TEST_F(WeightsTest, SaveLeavesNothingBehindWhenItFails) {
   EXPECT_TRUE(fs::is_empty(root_));
   ASSERT_TRUE(SaveModelFolder(weights, at::kFloat, "", Path("m")).ok());
   EXPECT_EQ(SaveModelFolder(weights, at::kFloat, "", Path("m")).code(), absl::StatusCode::kAlreadyExists);
+}
+
+TEST_F(WeightsTest, SaveRefusesWhatFloat16CannotHold) {
+  ModelWeights weights = RandomWeights(Tiny(), at::kFloat, at::kCPU, 7);
+  weights.final_norm = at::full_like(weights.final_norm, 1e6);
+  const absl::Status status = SaveModelFolder(weights, at::kHalf, "", Path("m"));
+  EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("model.norm.weight"));
+  EXPECT_TRUE(fs::is_empty(root_));
+  EXPECT_TRUE(SaveModelFolder(weights, at::kBFloat16, "", Path("m")).ok());
 }
 
 TEST_F(WeightsTest, RevisionFollowsContentsAndIsRemembered) {
