@@ -153,7 +153,7 @@ class Loader {
                                                        absl::StrJoin(ShapeOf(place), ", "), "]"));
       }
       matrix = ToDevice(*matrix, device_);
-    } else if (quantisation_.quantise.has_value()) {
+    } else if (quantisation_.quantise.has_value() && !config_.bitsandbytes) {
       ASSIGN_OR_RETURN(const at::Tensor stored, ReadFloat(place));
       auto made = Quantise(stored.to(device_, widened()), *quantisation_.quantise);
       if (!made.ok()) return WithContext(made.status(), absl::StrCat(where_, ": tensor \"", place.name, "\""));

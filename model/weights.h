@@ -119,7 +119,7 @@ bool HasQuantized(const ModelWeights& weights);
 struct BaseQuantisation {
   // Modules that the files have in 4 or 8 bits stay so; otherwise they are widened on the way.
   bool keep_stored = false;
-  // The others are quantised as they are loaded, from `dtype`.
+  // Where the folder is not quantised, all are as they are loaded, from `dtype`.
   std::optional<QuantiseOptions> quantise;
 };
 

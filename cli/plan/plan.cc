@@ -79,7 +79,9 @@ MemoryPlan TeacherMemory(const v1::TeacherSpec& teacher, const ModelFacts& model
 // use.
 int64_t BaseBytes(const v1::StudentSpec& student, const ModelFacts& model, int64_t element) {
   double each = static_cast<double>(element);
-  if (student.load_in_8bit()) {
+  if (model.quantised_parameters > 0) {
+    // What such a folder has in full stays so.
+  } else if (student.load_in_8bit()) {
     each = 1.0;
   } else if (student.load_in_4bit()) {
     // A scale for each 64 values: 4 bytes, or one and 4 for each 256 of them.

@@ -283,7 +283,8 @@ TEST_P(QuantizedModelTest, WidenedScoresAsTransformers) {
 }
 
 TEST_P(QuantizedModelTest, KeptScoresAsTransformers) {
-  const auto weights = LoadWeights(folder_, at::kFloat, at::kCPU, {.keep_stored = true});
+  // What the folder has in full is not quantised.
+  const auto weights = LoadWeights(folder_, at::kFloat, at::kCPU, {.keep_stored = true, .quantise = QuantiseOptions{}});
   ASSERT_TRUE(weights.ok()) << weights.status();
   ASSERT_TRUE(HasQuantized(*weights));
   for (const LayerWeights& layer : weights->layers) {

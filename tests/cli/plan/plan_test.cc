@@ -109,6 +109,9 @@ TEST(PlanTest, CountsAQuantisedBase) {
   model.quantised_parameters = 65536;
   model.quantised_bytes = 34000;
   EXPECT_EQ(weights("", model), 4 * 10000 + 34000 + 4 * 2048);
+  model.linear_parameters += 100;
+  model.parameters += 100;
+  EXPECT_EQ(weights(", load_in_8bit: true", model), 4 * 10100 + 34000 + 4 * 2048);
 }
 
 TEST(PlanTest, GenerationBoundsTraining) {
