@@ -16,6 +16,7 @@
 #include "common/status.h"
 #include "model/device.h"
 #include "model/generation/engine.h"
+#include "teacher_gen/model_flags.h"
 #include "teacher_gen/model_loader.h"
 #include "teacher_gen/trace_text.h"
 
@@ -161,14 +162,12 @@ int ChatCommand(int argc, char** argv) {
       ->excludes("--load-in-4bit");
   app.add_option("--threads", options.threads, "CPU threads; default: as many as cores")->check(CLI::Range(1, 1024));
   app.add_option("--system", options.system, "the conversation's system message");
-  app.add_option("--temperature", options.temperature, "0 is greedy")
-      ->check(CLI::Range(0.0, 100.0))
-      ->capture_default_str();
+  app.add_option("--temperature", options.temperature, "0 is greedy")->check(TemperatureCheck())->capture_default_str();
   app.add_option("--top-p", options.top_p, "mass of the nucleus")->check(CLI::Range(1e-9, 1.0))->capture_default_str();
   app.add_option("--max-tokens", options.max_tokens, "of an answer, at most")
       ->check(CLI::Range(1, 1 << 30))
       ->capture_default_str();
-  app.add_option("--seed", options.seed)->capture_default_str();
+  app.add_option("--seed", options.seed)->check(SeedCheck())->capture_default_str();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

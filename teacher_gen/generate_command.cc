@@ -123,11 +123,9 @@ int GenerateCommand(int argc, char** argv) {
   app.add_option("--max-tokens", options.max_tokens, "new tokens at most")
       ->check(CLI::Range(1, 1 << 30))
       ->capture_default_str();
-  app.add_option("--temperature", options.temperature, "0 is greedy")
-      ->check(CLI::Range(0.0, 100.0))
-      ->capture_default_str();
+  app.add_option("--temperature", options.temperature, "0 is greedy")->check(TemperatureCheck())->capture_default_str();
   app.add_option("--top-p", options.top_p, "mass of the nucleus")->check(CLI::Range(1e-9, 1.0))->capture_default_str();
-  app.add_option("--seed", options.seed)->capture_default_str();
+  app.add_option("--seed", options.seed)->check(SeedCheck())->capture_default_str();
   app.add_option("--n", options.n, "samples of each prompt")->check(CLI::Range(1, 1 << 16))->capture_default_str();
   app.add_flag("--ignore-eos", options.ignore_eos, "go on to --max-tokens");
   app.add_option("--batch-size", options.batch_size, "sequences decoded together")

@@ -13,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "common/file.h"
 #include "common/json.h"
+#include "common/json_line.h"
 #include "common/status.h"
 #include "model/trl_example.h"
 
@@ -74,6 +75,10 @@ absl::StatusOr<std::vector<int32_t>> LineToTokens(const Tokenizer* tokenizer, ab
   // Parsed again, for the order of the keys, which templates may print.
   auto ordered = nlohmann::ordered_json::parse(line);
   if (row.contains("prompt") && !row.contains("text") && !row.contains("messages")) {
+    if (row.contains("completion")) {
+      return absl::InvalidArgumentError(
+          "completion: only tokenize takes a prompt with its completion; give both as one text, or as messages");
+    }
     // A prompt is a text or the turns before the answer.
     ordered[row["prompt"].is_array() ? "messages" : "text"] = ordered["prompt"];
   }
@@ -93,7 +98,7 @@ absl::Status OrderedOutput::Put(int64_t index, const nlohmann::json& line) {
     return absl::OkStatus();
   }
   // Text of a model may hold half a character: replaced, not an error.
-  waiting_[index] = line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  waiting_[index] = WithoutLineBreaks(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)) + "\n";
   ++done_;
   std::string ready;
   for (auto it = waiting_.begin(); it != waiting_.end() && it->first == next_; it = waiting_.erase(it), ++next_)

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "absl/strings/numbers.h"
 #include "common/status.h"
 #include "model/device.h"
 #include "model/parallel/shard.h"
@@ -29,6 +30,25 @@ void AddModelFlags(CLI::App& app, ModelFlags& flags) {
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
   app.add_option(kRankFlag, flags.model.tensor_parallel_rank)->group("");  // the program's own
+}
+
+CLI::Validator SeedCheck() {
+  return CLI::Validator(
+      [](std::string& text) {
+        uint64_t seed = 0;
+        return absl::SimpleAtoi(text, &seed) ? "" : text + " is no whole number from 0 to 2^64 - 1";
+      },
+      "UINT64");
+}
+
+CLI::Validator TemperatureCheck() {
+  return CLI::Validator(
+      [](std::string& text) {
+        double value = 0.0;
+        const bool good = absl::SimpleAtod(text, &value) && value >= 0.0 && value <= 100.0;  // NaN is neither
+        return good ? "" : text + " is no number from 0 to 100";
+      },
+      "FLOAT in [0 - 100]");
 }
 
 int ParseModelFlags(CLI::App& app, ModelFlags& flags, int argc, char** argv) {

@@ -23,6 +23,10 @@ void AddModelFlags(CLI::App& app, ModelFlags& flags);
 // Parses; the exit code when there is nothing more to do (help: 0, wrong flags: 2), else -1. Sets the threads.
 int ParseModelFlags(CLI::App& app, ModelFlags& flags, int argc, char** argv);
 
+// Of --seed and --temperature. CLI11 alone takes -1 for the largest seed, and NaN for a number in range.
+CLI::Validator SeedCheck();
+CLI::Validator TemperatureCheck();
+
 // Starts the other ranks where there are several, else null.
 absl::StatusOr<std::unique_ptr<RankGroup>> StartRanks(const ModelFlags& flags);
 // The lines of the input; rank 0 reads them for all. `ranks` may be null. Errors: as ReadLines, RankGroup::Broadcast.

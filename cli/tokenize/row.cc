@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cli/tokenize/show_mask.h"
+#include "common/json_line.h"
 #include "common/status.h"
 #include "model/trl_example.h"
 
@@ -53,7 +54,7 @@ absl::StatusOr<json> ParseRow(const Line& line) {
 }
 
 void AppendString(const std::string& text, std::string* out) {
-  *out += json(text).dump(-1, ' ', false, json::error_handler_t::replace);
+  *out += WithoutLineBreaks(json(text).dump(-1, ' ', false, json::error_handler_t::replace));
 }
 
 void AppendIds(const char* name, const std::vector<int32_t>& ids, std::string* out) {

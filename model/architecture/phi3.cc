@@ -12,7 +12,7 @@ void ReadPhi3(ConfigReader& reader, ModelConfig& config) {
             .original_max_position_embeddings = 4096,
             .yarn_means_longrope = true},
            config);
-  SetWindow(reader.Integer("sliding_window", 0, 0, kMaxPositions), config);
+  SetWindow(reader.Integer("sliding_window", 0, 1, kMaxPositions), config);
   config.fused_projections = true;
 }
 

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/file.h"
+#include "common/json_line.h"
 
 namespace retort {
 namespace {
@@ -14,6 +15,13 @@ TEST(Json, SaysWhatIsWrongAndWhere) {
   const absl::Status status = ParseJson("{\"a\": }", "config.json").status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(status.message().find("config.json: not valid JSON"), std::string::npos) << status;
+}
+
+TEST(Json, LinesHoldNothingThatEndsALine) {
+  const std::string text = "a\u2028b\u2029c\u0085d";
+  const std::string line = WithoutLineBreaks(nlohmann::json(text).dump());
+  EXPECT_EQ(line, R"("a\u2028b\u2029c\u0085d")");
+  EXPECT_EQ(nlohmann::json::parse(line).get<std::string>(), text);
 }
 
 TEST(Json, BoundsDepth) {

@@ -115,8 +115,9 @@ TEST(LineToTokens, ReadsEachForm) {
                     true),
       ElementsAre(0));
   EXPECT_THAT(*LineToTokens(&tokenizer, R"({"text": "ab", "add_special_tokens": false})", true), ElementsAre(0, 1));
-  for (const char* bad : {"[]", "{}", "{", R"({"token_ids": [1.5]})", R"({"token_ids": [-1]})", R"({"text": 3})",
-                          R"({"messages": []})", R"({"messages": "x"})", R"({"token_ids": [99999999999]})"}) {
+  for (const char* bad :
+       {"[]", "{}", "{", R"({"token_ids": [1.5]})", R"({"token_ids": [-1]})", R"({"text": 3})", R"({"messages": []})",
+        R"({"prompt": "a", "completion": "b"})", R"({"messages": "x"})", R"({"token_ids": [99999999999]})"}) {
     EXPECT_FALSE(LineToTokens(&tokenizer, bad, true).ok()) << bad;
   }
   EXPECT_FALSE(LineToTokens(&tokenizer, "  ", true).ok());
