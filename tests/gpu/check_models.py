@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Runs the golden models of every family on this machine's GPU, in float32 and bfloat16, some on two ranks through NCCL, and times the loading of an 8B model's weights.
-Python's standard library alone.
+"""Runs the golden models of every family on this machine's GPU, in float32 and bfloat16, some on two ranks through NCCL; compares adapters and
+quantised folders likewise, and times the loading of an 8B model's weights. Python's standard library alone.
 
     tests/gpu/check_models.py --bin-dir build/cuda/bin [--scratch /dev/shm]
 
@@ -15,6 +15,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden"
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "torch_dtype": "bfloat16",
@@ -70,6 +71,41 @@ def write_8b(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
 
 
+def scores(options, model, rows, *flags):
+    """Each row's log-probabilities as `distctl score` gives them."""
+    source, output = options.scratch / "retort-rows.jsonl", options.scratch / "retort-scores.jsonl"
+    source.write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in rows))
+    subprocess.run([options.bin_dir / "distctl", "score", "--model", model, "--input", source, "--output", output, *flags], check=True, capture_output=True, text=True)
+    return [json.loads(line)["logprobs"] for line in output.read_text().splitlines()]
+
+
+def worst(got, wanted):
+    return max(abs(a - b) for own, other in zip(got, wanted, strict=True) for a, b in zip(own[1:], other[1:], strict=True))
+
+
+def check_adapters(options, say):
+    """Every golden adapter, merged on the GPU, against the CPU."""
+    for dtype, most in (("float32", 2e-4), ("bfloat16", 2e-2)):
+        differences = {}
+        for case in sorted((GOLDEN / "peft").iterdir()):
+            model = GOLDEN / "families" / json.loads((case / "expected.json").read_text())["model"]
+            rows = [json.loads(line)["input_ids"] for line in (case / "rows.jsonl").read_text().splitlines()[:4]]
+            flags = ("--adapter", case / "adapter", "--dtype", dtype, "--device")
+            differences[case.name] = worst(scores(options, model, rows, *flags, "cuda"), scores(options, model, rows, *flags, "cpu"))
+        say(f"adapters in {dtype}", max(differences.values()) <= most, **differences)
+
+
+def check_quantised(options, say):
+    """Folders that bitsandbytes quantised, widened and kept as they are, against transformers."""
+    for flags in ((), ("--load-in-4bit",)):
+        differences = {}
+        for folder in sorted(path.parent for path in (GOLDEN / "quantized").glob("*/expected.json")):
+            expected = json.loads((folder / "expected.json").read_text())["sequences"]
+            got = scores(options, folder, [one["token_ids"] for one in expected], "--dtype", "float32", "--device", "cuda", *flags)
+            differences[folder.name] = worst(got, [one["logprobs"] for one in expected])
+        say(f"quantised folders{' kept' if flags else ''}", max(differences.values()) <= 2e-4, **differences)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--bin-dir", type=pathlib.Path, required=True)
@@ -84,10 +120,12 @@ def main():
 
     # Where there is one GPU, the two ranks share it.
     for dtype, ranks in (("float32", 1), ("bfloat16", 1), ("float32", 2)):
-        done = subprocess.run([sys.executable, ROOT / "tests" / "golden" / "check_families.py", "--bin-dir", options.bin_dir, "--device", "cuda", "--dtype", dtype,
+        done = subprocess.run([sys.executable, GOLDEN / "check_families.py", "--bin-dir", options.bin_dir, "--device", "cuda", "--dtype", dtype,
                                "--tensor-parallel-size", str(ranks), *(TENSOR_PARALLEL if ranks > 1 else [])], capture_output=True, text=True)
         say(f"golden models in {dtype}, {ranks} rank(s)", done.returncode == 0, lines=done.stdout.strip().splitlines(), errors=done.stderr[-500:])
 
+    check_adapters(options, say)
+    check_quantised(options, say)
     folder = options.scratch / "retort-8b"
     shutil.rmtree(folder, ignore_errors=True)
     try:
