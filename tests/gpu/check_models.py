@@ -75,7 +75,7 @@ def scores(options, model, rows, *flags):
     """Each row's log-probabilities as `distctl score` gives them."""
     source, output = options.scratch / "retort-rows.jsonl", options.scratch / "retort-scores.jsonl"
     source.write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in rows))
-    subprocess.run([options.bin_dir / "distctl", "score", "--model", model, "--input", source, "--output", output, *flags], check=True, capture_output=True, text=True)
+    subprocess.run([options.bin_dir / "distctl", "score", "--model", model, "--input", source, "--output", output, *flags], check=True)
     return [json.loads(line)["logprobs"] for line in output.read_text().splitlines()]
 
 
@@ -87,7 +87,7 @@ def check_adapters(options, say):
     """Every golden adapter, merged on the GPU, against the CPU."""
     for dtype, most in (("float32", 2e-4), ("bfloat16", 2e-2)):
         differences = {}
-        for case in sorted((GOLDEN / "peft").iterdir()):
+        for case in sorted(path.parent.parent for path in (GOLDEN / "peft").glob("*/adapter/adapter_config.json")):
             model = GOLDEN / "families" / json.loads((case / "expected.json").read_text())["model"]
             rows = [json.loads(line)["input_ids"] for line in (case / "rows.jsonl").read_text().splitlines()[:4]]
             flags = ("--adapter", case / "adapter", "--dtype", dtype, "--device")
