@@ -129,6 +129,8 @@ def make_model(folder, name):
     # Training mode: there the int8 matrices are multiplied as they are widened, not with activations in 8 bits too.
     adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=9, target_modules=TARGETS[name], use_dora=name in DORA, init_lora_weights=False,
                                                task_type="CAUSAL_LM")).train()
+    for config in adapted.peft_config.values():
+        config.base_model_name_or_path = None  # else the path of this machine
     adapted.save_pretrained(folder / "adapter")
     (folder / "adapter" / "README.md").unlink(missing_ok=True)
     losses = train(adapted, rows)
