@@ -4,13 +4,13 @@
 
 #include <atomic>
 #include <cstring>
-#include <filesystem>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/check.h"
+#include "common/plugin.h"
 #include "common/status.h"
 #include "model/comm/nccl_plugin.h"
 
@@ -34,23 +34,9 @@ absl::Status ToStatus(int code, const char* error) {
   }
 }
 
-// Where the build puts it, and where an installation does.
-std::vector<std::string> Candidates() {
-  std::vector<std::string> paths;
-  std::error_code error;
-  const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
-  if (!error) {
-    const std::filesystem::path folder = program.parent_path();
-    paths.push_back((folder / kLibraryName).string());
-    paths.push_back((folder.parent_path() / "lib" / kLibraryName).string());
-  }
-  paths.push_back(kLibraryName);
-  return paths;
-}
-
 absl::StatusOr<const RetortNcclFunctions*> LoadPlugin() {
   std::vector<std::string> reasons;
-  for (const std::string& path : Candidates()) {
+  for (const std::string& path : PluginPaths(kLibraryName)) {
     // Never closed: NCCL keeps threads.
     void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {

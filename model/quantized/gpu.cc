@@ -6,12 +6,12 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_join.h"
 #include "common/check.h"
+#include "common/plugin.h"
 #include "model/quantized/codebooks.h"
 #include "model/quantized/gpu_plugin.h"
 
@@ -21,23 +21,9 @@ namespace {
 constexpr char kLibraryName[] = "libretort_quant.so";
 constexpr char kSymbolName[] = "RetortQuantPlugin";
 
-// Where the build puts it, and where an installation does.
-std::vector<std::string> Candidates() {
-  std::vector<std::string> paths;
-  std::error_code error;
-  const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
-  if (!error) {
-    const std::filesystem::path folder = program.parent_path();
-    paths.push_back((folder / kLibraryName).string());
-    paths.push_back((folder.parent_path() / "lib" / kLibraryName).string());
-  }
-  paths.push_back(kLibraryName);
-  return paths;
-}
-
 const RetortQuantFunctions* LoadPlugin() {
   std::vector<std::string> reasons;
-  for (const std::string& path : Candidates()) {
+  for (const std::string& path : PluginPaths(kLibraryName)) {
     void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
       reasons.push_back(::dlerror());
