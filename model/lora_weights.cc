@@ -10,6 +10,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "common/status.h"
 #include "model/torch_status.h"
 #include "model/vocabulary.h"
@@ -78,20 +79,16 @@ absl::Status MergeModule(const std::string& name, const LoraPair& pair, double s
   return absl::OkStatus();
 }
 
-// Puts a quantised module's weight in its full width.
-void Widen(const std::string& name, ModelWeights& weights) {
-  const c10::ScalarType dtype = weights.embed_tokens.scalar_type();
-  VisitTensors(weights, [&](const TensorPlace& place) {
-    if (place.name == name && place.weight_of != nullptr && place.weight_of->quantized != nullptr) {
-      *place.tensor = FrozenWeight(*place.weight_of, dtype);
-      place.weight_of->quantized = nullptr;
-    }
-    return absl::OkStatus();
-  }).IgnoreError();
+// Puts the weight `name` of a quantised module in its full width.
+void Widen(absl::string_view name, ModelWeights& weights) {
+  auto* linear = const_cast<Linear*>(LinearOf(weights, std::string(absl::StripSuffix(name, ".weight"))));
+  if (linear == nullptr || linear->quantized == nullptr) return;
+  linear->weight = FrozenWeight(*linear, weights.embed_tokens.scalar_type());
+  linear->quantized = nullptr;
 }
 
 absl::Status Replace(const std::string& name, const at::Tensor& value, MaybeDtype dtype, ModelWeights& weights) {
-  const bool embeddings = name == "lm_head.weight" || name == "model.embed_tokens.weight";
+  const bool embeddings = name == kHead || name == kEmbeddings;
   at::Tensor* tensor = TensorOf(weights, name);
   if (tensor != nullptr && !tensor->defined()) Widen(name, weights);
   if (tensor == nullptr || !tensor->defined()) {
@@ -242,7 +239,9 @@ absl::Status PrepareBase(const LoraAdapter& adapter, ModelWeights& weights) {
     return absl::InvalidArgumentError("prepare base: the frozen parts of a PiSSA adapter have not been found");
   }
   RETURN_IF_ERROR(GrowVocabulary(VocabularyUnder(adapter, weights.config), weights));
-  for (const auto& [name, pair] : adapter.modules) {
+  for (const auto& module : adapter.modules) {
+    const std::string& name = module.first;
+    const LoraPair& pair = module.second;
     if (!pair.frozen_a.defined()) continue;
     at::Tensor* weight = WeightOf(weights, name);
     if (weight == nullptr) return Missing(name);
@@ -266,9 +265,10 @@ absl::Status MergeAdapter(const LoraAdapter& adapter, ModelWeights& weights, std
     return MergeAdapter(complete, weights, dtype);
   }
   RETURN_IF_ERROR(GrowVocabulary(VocabularyUnder(adapter, weights.config), weights));
-  for (const auto& [name, pair] : adapter.modules) {
+  for (const auto& module : adapter.modules) {
+    const std::string& name = module.first;
     RETURN_IF_ERROR(CatchTorchErrors(absl::StrCat("merge ", name), [&] {
-      return MergeModule(name, pair, ScalingOf(adapter.config, name), dtype, weights);
+      return MergeModule(name, module.second, ScalingOf(adapter.config, name), dtype, weights);
     }));
   }
   return CatchTorchErrors("merge adapter", [&]() -> absl::Status {
