@@ -1,8 +1,11 @@
 #include "common/json.h"
 
+#include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "common/file.h"
@@ -41,6 +44,7 @@ absl::Status CallRow(const std::string& path, int64_t line, absl::string_view te
   const std::string where = absl::StrCat(path, ":", line);
   auto value = Parse(text);
   if (!value.ok()) return WithContext(value.status(), where);
+  if (const absl::Status exact = CheckIntegers(text); !exact.ok()) return WithContext(exact, where);
   if (const absl::Status status = row(line, text, *value); !status.ok()) return WithContext(status, where);
   return absl::OkStatus();
 }
@@ -162,6 +166,32 @@ absl::StatusOr<nlohmann::json> ParseJson(absl::string_view text, absl::string_vi
   auto value = Parse(text);
   if (!value.ok()) return WithContext(value.status(), source);
   return value;
+}
+
+absl::Status CheckIntegers(absl::string_view json) {
+  constexpr size_t kLongestExact = 18;  // digits that 64 bits hold whatever they are
+  bool quoted = false;
+  for (size_t i = 0; i < json.size(); ++i) {
+    const char c = json[i];
+    if (quoted) {
+      if (c == '\\') ++i;
+      quoted = c != '"';
+    } else if (c == '"') {
+      quoted = true;
+    } else if (c == '-' || absl::ascii_isdigit(static_cast<unsigned char>(c))) {
+      const size_t end = std::min(json.find_first_not_of("+-.0123456789Ee", i), json.size());
+      const absl::string_view number = json.substr(i, end - i);
+      int64_t negative = 0;
+      uint64_t positive = 0;
+      if (number.size() > kLongestExact && number.find_first_of(".Ee") == absl::string_view::npos &&
+          !absl::SimpleAtoi(number, &negative) && !absl::SimpleAtoi(number, &positive)) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "the integer ", number.substr(0, 40), " has more than 64 bits and would not stay what it is: quote it"));
+      }
+      i = end - 1;
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<nlohmann::json> ReadJsonFile(const std::string& path) {

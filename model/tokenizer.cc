@@ -133,6 +133,7 @@ class HfTokenizer final : public Tokenizer {
   }
   absl::StatusOr<RenderedChat> RenderChat(absl::string_view messages_json, const ChatOptions& options) const override;
   int64_t vocab_size() const override { return static_cast<int64_t>(retort_tokenizer_vocab_size(tokenizer_.get())); }
+  int64_t model_vocab_size() const override { return std::max(vocab_size(), folder_.model_vocab_size); }
   int32_t TokenToId(absl::string_view token) const override {
     return static_cast<int32_t>(retort_tokenizer_token_to_id(tokenizer_.get(), Slice(token)));
   }

@@ -90,8 +90,7 @@ class Tokenizer {
   // One list for each text; Load's tokenizer uses every core.
   virtual absl::StatusOr<std::vector<std::vector<int32_t>>> EncodeBatch(const std::vector<std::string>& texts,
                                                                         bool add_special_tokens) const;
-  // Ids that the vocabulary has no token for give no text: models' vocabularies are often padded. Errors:
-  // kInvalidArgument (a negative id).
+  // Ids that the vocabulary has no token for give no text. Errors: kInvalidArgument (a negative id).
   virtual absl::StatusOr<std::string> Decode(const std::vector<int32_t>& ids, bool skip_special_tokens) const = 0;
   // As transformers' apply_chat_template(tokenize=False): byte for byte. `messages_json` is a JSON list of messages as
   // the user wrote them. Errors: kInvalidArgument (the template raises: its message), kFailedPrecondition (no
@@ -108,6 +107,9 @@ class Tokenizer {
                                                     const std::vector<CharacterSpan>& spans) const;
 
   virtual int64_t vocab_size() const = 0;  // with added tokens
+  // The rows of the model's embedding where config.json beside the tokenizer says so and they are more: models'
+  // vocabularies are often padded.
+  virtual int64_t model_vocab_size() const { return vocab_size(); }
   // -1 when the tokenizer has none of that name.
   virtual int32_t TokenToId(absl::string_view token) const = 0;
   virtual int32_t eos_token_id() const = 0;  // tokenizer_config.json's eos_token; -1: none

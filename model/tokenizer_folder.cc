@@ -428,6 +428,9 @@ absl::StatusOr<TokenizerFolder> ReadTokenizerFolder(const std::string& folder) {
   read.clean_up_spaces =
       flag("clean_up_tokenization_spaces") &&
       (model_type != "BPE" || flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"));
+  if (const auto size = model_config.find("vocab_size"); size != model_config.end() && size->is_number_unsigned()) {
+    read.model_vocab_size = static_cast<int64_t>(std::min<uint64_t>(size->get<uint64_t>(), INT32_MAX));
+  }
   read.config = SavedConfig(config, tokens, SavedTokenizerClass(chosen, named, StringOr(model_config, "model_type")));
   if (const std::string map = in_folder("special_tokens_map.json"); Exists(map)) {
     ASSIGN_OR_RETURN(read.special_tokens_map, ReadFile(map, kMaxTemplateBytes));

@@ -25,6 +25,7 @@ struct TokenizerFolder {
   std::string template_source;               // where `named` came from, for messages
   bool split_special_tokens = false;
   bool clean_up_spaces = false;  // after decoding
+  int64_t model_vocab_size = 0;  // config.json's; 0: it says none
   // What tokenizer_config.json says, with the class and the special tokens that it comes to; without its templates.
   nlohmann::json config;
   std::string special_tokens_map;  // the text of special_tokens_map.json; empty: there is none

@@ -67,6 +67,7 @@ absl::StatusOr<std::vector<int32_t>> LineToTokens(const Tokenizer* tokenizer, ab
   if (line.find_first_not_of(" \t\r") == absl::string_view::npos)
     return absl::InvalidArgumentError("the line is empty");
   ASSIGN_OR_RETURN(const nlohmann::json row, ParseJson(line, "line"));
+  RETURN_IF_ERROR(CheckIntegers(line));
   if (!row.is_object()) return absl::InvalidArgumentError("the line is not a JSON object");
   if (row.contains("token_ids")) return TokenIds(row["token_ids"]);
   if (tokenizer == nullptr) {

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cli/tokenize/show_mask.h"
+#include "common/json.h"
 #include "common/json_line.h"
 #include "common/status.h"
 #include "model/trl_example.h"
@@ -47,7 +48,9 @@ absl::StatusOr<json> ParseRow(const Line& line) {
     return absl::InvalidArgumentError(absl::StrCat("the JSON nests deeper than ", kMaxDepth, " levels"));
   }
   try {
-    return json::parse(line.text);
+    json row = json::parse(line.text);
+    RETURN_IF_ERROR(CheckIntegers(line.text));
+    return row;
   } catch (const json::exception& error) {
     return absl::InvalidArgumentError(absl::StrCat("not JSON: ", error.what()));
   }
@@ -78,7 +81,7 @@ absl::StatusOr<std::string> Decoded(const Tokenizer& tokenizer, const json& row,
       return absl::InvalidArgumentError(absl::StrCat("token_ids[", ids.size(), "]: no token id"));
     }
     // Ids may have gaps: then the last ones are above the size of the vocabulary.
-    if (id.get<int64_t>() >= tokenizer.vocab_size()) {
+    if (id.get<int64_t>() >= tokenizer.model_vocab_size()) {
       const auto alone = tokenizer.Decode({id.get<int32_t>()}, false);
       if (!alone.ok() || alone->empty()) {
         return absl::InvalidArgumentError(

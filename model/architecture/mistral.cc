@@ -6,10 +6,8 @@ namespace retort {
 void ReadMistral(ConfigReader& reader, ModelConfig& config) {
   ReadAttention(reader, {.num_key_value_heads = 8}, config);
   ReadRope(reader, {.head_dim = config.head_dim}, config);
-  if (const nlohmann::json* types = reader.Find("layer_types"); types != nullptr) {
-    reader.Unsupported("layer_types", *types);
-  }
-  // Absent it is 4096; null means none.
+  // Absent it is 4096; null means none. transformers takes no notice of layer_types here (it warns): every layer has
+  // the window.
   SetWindow(reader.IsNull("sliding_window") ? 0 : reader.Integer("sliding_window", 4096, 1, kMaxPositions), config);
 }
 

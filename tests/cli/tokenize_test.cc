@@ -56,6 +56,18 @@ TEST_F(TokenizeTest, GoesThereAndBack) {
   EXPECT_THAT(wrong.out, HasSubstr("{\"text\": \"\"}"));
 }
 
+// The rows that a model's embedding has beyond the tokenizer's ids are no text, as in transformers.
+TEST_F(TokenizeTest, APaddedVocabularysIdsAreNoText) {
+  Write("ids.jsonl", "{\"token_ids\": [0, 90000]}\n{\"token_ids\": [100000]}\n");
+  Write("model/config.json", R"({"vocab_size": 100000})");
+  const Ended run = Distctl("tokenize --model model --decode --input ids.jsonl");
+  EXPECT_EQ(run.exit_code, 1);
+  const auto lines = Lines(run.out);
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_TRUE(lines[0].contains("text")) << run.out;
+  EXPECT_THAT(lines[1].value("error", ""), HasSubstr("100000 is outside the vocabulary"));
+}
+
 TEST_F(TokenizeTest, WhatCannotBeDoneStandsInItsPlace) {
   const std::vector<std::string> bad = {
       "",
@@ -73,6 +85,7 @@ TEST_F(TokenizeTest, WhatCannotBeDoneStandsInItsPlace) {
       R"({"text":"\ud800"})",
       R"({"text":"a","add_special_tokens":"x"})",
       R"({"token_ids":[1]})",
+      R"({"messages":[{"role":"user","content":"x","n":-18446744073709551616}]})",
       R"({"messages":[{"role":"user","content":"x"}],"chat_template":"{% for"})",
       R"({"messages":[{"role":"user","content":"x"}],"chat_template_kwargs":{"tools":7}})",
       absl::StrCat("{\"text\":\"", std::string(9 << 20, 'a'), "\"}")};

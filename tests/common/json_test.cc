@@ -30,6 +30,16 @@ TEST(Json, BoundsDepth) {
   EXPECT_FALSE(ParseJson(std::string(1'000'000, '['), "x").ok());
 }
 
+TEST(Json, IntegersOfMoreThan64BitsAreNamed) {
+  EXPECT_TRUE(CheckIntegers(R"([18446744073709551615, -9223372036854775808, 1e300, 123456789012345678901.5])").ok());
+  EXPECT_TRUE(CheckIntegers(R"({"36893488147419103232": "a\\", "b": "\"36893488147419103232"})").ok());
+  for (const char* number : {"18446744073709551616", "-9223372036854775809", "100000000000000000000000"}) {
+    const absl::Status status = CheckIntegers(absl::StrCat("{\"a\":[\"\\\\\",", number, "]}"));
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_NE(status.message().find(number), std::string::npos) << status;
+  }
+}
+
 TEST(Json, NamesTheLineOfAJsonlFile) {
   const std::string path = testing::TempDir() + "/json_test.jsonl";
   ASSERT_TRUE(WriteFileAtomically(path, "{\"a\": 1}\n\n{\"a\": 2}\r\n{\"a\"\n").ok());

@@ -79,7 +79,9 @@ CASES = {
     "llama_yarn": (llama(dtype="bfloat16", num_key_value_heads=2, head_dim=16, max_position_embeddings=128,
                          rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32,
                                           "beta_fast": 16.0, "beta_slow": 2.0}), None, (2, 16, 80), (2, 25), 3),
-    "mistral_window": (mistral(torch_dtype="bfloat16", sliding_window=12, rope_theta=10000.0), None, (2, 12, 13, 50), (2, 11), 1),
+    # Its layer_types are ignored: the window is every layer's.
+    "mistral_window": (mistral(torch_dtype="bfloat16", sliding_window=12, rope_theta=10000.0, layer_types=["full_attention"] * 2),
+                       None, (2, 12, 13, 50), (2, 11), 1),
     "mistral_head_dim": (mistral(dtype="bfloat16", sliding_window=None, head_dim=20,
                                  rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}), None, (2, 40), (5,), 1),
     # Qwen2.5: biases on q, k and v alone, tied, a window that stands there and is not used.

@@ -87,6 +87,8 @@ def windows(rng, family, config):
     window = rng.choice([1, 3, 8, 13, 20])
     if family in ("mistral", "phi3"):
         config["sliding_window"] = rng.choice([None, window, window, 4096])
+        if family == "mistral" and chance(rng, 0.2):  # which transformers ignores
+            config["layer_types"] = ["full_attention"] * config["num_hidden_layers"]
         return [config["sliding_window"]] if config["sliding_window"] == window else []
     if family not in ("qwen2", "qwen3"):
         if chance(rng, 0.05):
