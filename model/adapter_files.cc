@@ -31,6 +31,8 @@ constexpr const char* kTensorFile = "adapter_model.safetensors";
 constexpr absl::string_view kPrefix = "base_model.model.";
 constexpr absl::string_view kSuffixA = ".lora_A.weight";
 constexpr absl::string_view kSuffixB = ".lora_B.weight";
+constexpr absl::string_view kSuffixEmbeddingA = ".lora_embedding_A";
+constexpr absl::string_view kSuffixEmbeddingB = ".lora_embedding_B";
 constexpr absl::string_view kSuffixMagnitude = ".lora_magnitude_vector";
 constexpr absl::string_view kSuffixOriginal = ".original_module.weight";
 constexpr absl::string_view kSuffixSaved = ".modules_to_save.weight";
@@ -58,6 +60,13 @@ std::string ModulePath(const std::string& name, const std::set<std::string>& ada
   return nested ? experts + ".base_layer" : experts;
 }
 
+absl::string_view SuffixA(absl::string_view module) {
+  return module == kEmbeddingModule ? kSuffixEmbeddingA : kSuffixA;
+}
+absl::string_view SuffixB(absl::string_view module) {
+  return module == kEmbeddingModule ? kSuffixEmbeddingB : kSuffixB;
+}
+
 std::map<std::string, Place> PlacesOf(const ModelConfig& model, const LoraConfig& config) {
   const std::vector<LoraModule> modules = SelectedModules(model, config);
   std::set<std::string> adapted;
@@ -66,8 +75,8 @@ std::map<std::string, Place> PlacesOf(const ModelConfig& model, const LoraConfig
   for (const LoraModule& module : modules) {
     const std::string path = absl::StrCat(kPrefix, ModulePath(module.name, adapted));
     const int64_t rank = RankOf(config, module.name) * std::max<int64_t>(1, module.experts);
-    places[absl::StrCat(path, kSuffixA)] = {Place::Part::kA, module.name, {rank, module.in_features}};
-    places[absl::StrCat(path, kSuffixB)] = {Place::Part::kB, module.name, {module.out_features, rank}};
+    places[absl::StrCat(path, SuffixA(module.name))] = {Place::Part::kA, module.name, {rank, module.in_features}};
+    places[absl::StrCat(path, SuffixB(module.name))] = {Place::Part::kB, module.name, {module.out_features, rank}};
     if (config.use_dora) {
       places[absl::StrCat(path, kSuffixMagnitude)] = {Place::Part::kMagnitude, module.name, {module.out_features}};
     }
@@ -88,6 +97,7 @@ absl::Status UnknownTensor(const std::string& path, const std::string& tensor, c
   absl::string_view name = tensor;
   const bool known = absl::ConsumePrefix(&name, kPrefix) &&
                      (absl::ConsumeSuffix(&name, kSuffixA) || absl::ConsumeSuffix(&name, kSuffixB) ||
+                      absl::ConsumeSuffix(&name, kSuffixEmbeddingA) || absl::ConsumeSuffix(&name, kSuffixEmbeddingB) ||
                       absl::ConsumeSuffix(&name, kSuffixMagnitude));
   if (!known) {
     return absl::UnimplementedError(absl::StrCat(path, ": tensor \"", tensor, "\" is not supported with this ",
@@ -148,9 +158,7 @@ absl::Status CheckComplete(const std::string& path, const std::map<std::string, 
           absl::StrCat(path, ": lacks \"", tensor, "\", which bias or modules_to_save asks for"));
     }
     if (adapter.modules.contains(place.name)) {
-      const char* part = place.part == Place::Part::kA   ? "lora_A"
-                         : place.part == Place::Part::kB ? "lora_B"
-                                                         : "lora_magnitude_vector";
+      const absl::string_view part = absl::string_view(tensor).substr(tensor.find(".lora_") + 1);
       return absl::InvalidArgumentError(absl::StrCat(path, ": module \"", place.name, "\" lacks ", part));
     }
     const auto leaf = [](const std::string& name) { return name.substr(name.rfind('.') + 1); };
@@ -174,13 +182,12 @@ absl::Status ReadTensors(const SafetensorsFile& file, const std::string& path, c
       found.insert(name);
       continue;
     }
-    absl::string_view plain = name;
     // Embeddings that PEFT keeps beside an adapter, changed or not.
-    if (absl::ConsumePrefix(&plain, kPrefix) && (plain == kHead || plain == kEmbeddings)) {
-      RETURN_IF_ERROR(
-          ReadTensor(file, path, name, {model.vocab_size, model.hidden_size}, adapter.replaced[std::string(plain)]));
+    if (const std::string whole = WholeEmbedding(name); !whole.empty()) {
+      RETURN_IF_ERROR(ReadTensor(file, path, name, {model.vocab_size, model.hidden_size}, adapter.replaced[whole]));
       continue;
     }
+    absl::string_view plain = absl::StripPrefix(name, kPrefix);
     // Of those that are trained too PEFT then writes what they were, and what they are a second time.
     const bool wrapped = absl::ConsumeSuffix(&plain, kSuffixOriginal) || absl::ConsumeSuffix(&plain, kSuffixSaved);
     if (wrapped && places.contains(absl::StrCat(kPrefix, plain, ".weight"))) continue;
@@ -197,11 +204,8 @@ absl::Status NarrowToTensors(const ModelConfig& model, LoraAdapter& adapter) {
   if (SelectedModules(model, config).size() == adapter.modules.size()) return absl::OkStatus();
   config.target_modules.clear();
   config.target_parameters.clear();
-  std::set<std::string> parameters;
-  for (const LoraModule& module : AdaptableModules(model)) parameters.insert(module.name);
-  for (const LoraModule& module : LinearModules(model)) parameters.erase(module.name);
   for (const auto& [name, pair] : adapter.modules) {
-    (parameters.contains(name) ? config.target_parameters : config.target_modules).push_back(name);
+    (ModulePath(name, {}) != name ? config.target_parameters : config.target_modules).push_back(name);
   }
   return ResolveTargets(model, config, /*strict=*/false);
 }
@@ -297,8 +301,8 @@ absl::Status SaveAdapter(const LoraAdapter& adapter, const std::string& folder) 
     std::map<std::string, at::Tensor> tensors;
     for (const auto& [name, pair] : written.modules) {
       const std::string path = absl::StrCat(kPrefix, ModulePath(name, adapted));
-      tensors[absl::StrCat(path, kSuffixA)] = pair.a;
-      tensors[absl::StrCat(path, kSuffixB)] = pair.b;
+      tensors[absl::StrCat(path, SuffixA(name))] = pair.a;
+      tensors[absl::StrCat(path, SuffixB(name))] = pair.b;
       if (pair.magnitude.defined()) tensors[absl::StrCat(path, kSuffixMagnitude)] = pair.magnitude;
     }
     for (const auto& [name, tensor] : written.full) {
@@ -310,7 +314,10 @@ absl::Status SaveAdapter(const LoraAdapter& adapter, const std::string& folder) 
     if (written.config.ensure_weight_tying && embeddings != written.full.end()) {
       tensors[absl::StrCat(kPrefix, kHead)] = embeddings->second;
     }
-    for (const auto& [name, tensor] : written.replaced) tensors[absl::StrCat(kPrefix, name)] = tensor;
+    for (const auto& [name, tensor] : written.replaced) {
+      const std::string module = name.substr(0, name.rfind('.'));
+      tensors[absl::StrCat(kPrefix, adapted.contains(module) ? module + ".base_layer.weight" : name)] = tensor;
+    }
     RETURN_IF_ERROR(WriteSafetensors(absl::StrCat(folder, "/", kTensorFile), tensors, metadata));
     return WriteFileAtomically(absl::StrCat(folder, "/", kConfigFile),
                                internal::AdapterConfigToJson(written.config).dump(2) + "\n");

@@ -125,7 +125,13 @@ absl::Status InitModule(const LoraModule& module, const LoraConfig& config, cons
   const int64_t rank = RankOf(config, module.name);
   const int64_t width = rank * std::max<int64_t>(1, module.experts);
   const uint64_t key = StreamKey(seed, module.name);
-  if (absl::StartsWith(init, "pissa")) {
+  const uint64_t key_b = StreamKey(seed, module.name + ".lora_B");
+  const bool known = init == "true" || init == "false" || init == "gaussian";
+  if (known && module.name == kEmbeddingModule) {
+    pair.a = init == "false" ? DrawNormal(rank, module.in_features, 1.0, key)
+                             : at::zeros({rank, module.in_features}, at::kFloat);
+    pair.b = DrawNormal(module.out_features, rank, 1.0, key_b);
+  } else if (absl::StartsWith(init, "pissa")) {
     RETURN_IF_ERROR(InitPissa(module, config, *weights, key, pair));
   } else if (init == "gaussian") {
     pair.a = DrawNormal(width, module.in_features, 1.0 / static_cast<double>(rank), key);
@@ -136,15 +142,13 @@ absl::Status InitModule(const LoraModule& module, const LoraConfig& config, cons
                                                  "\" is not supported; true, false, gaussian, pissa and "
                                                  "pissa_niter_<number> are"));
   }
-  if (init == "false") {
-    pair.b = DrawUniform(module.out_features, width, 1.0 / std::sqrt(static_cast<double>(width)),
-                         StreamKey(seed, module.name + ".lora_B"));
-  } else if (!pair.b.defined()) {
-    pair.b = at::zeros({module.out_features, width}, at::kFloat);
+  if (!pair.b.defined()) {
+    pair.b = init == "false"
+                 ? DrawUniform(module.out_features, width, 1.0 / std::sqrt(static_cast<double>(width)), key_b)
+                 : at::zeros({module.out_features, width}, at::kFloat);
   }
   if (config.use_dora) {
-    pair.magnitude = RowNorms(AdaptedWeight(FrozenWeight(*LinearOf(*weights, module.name), at::kFloat), pair,
-                                            ScalingOf(config, module.name)))
+    pair.magnitude = RowNorms(AdaptedWeight(FrozenWeight(*weights, module.name), pair, ScalingOf(config, module.name)))
                          .to(at::kCPU)
                          .contiguous();
   }
@@ -187,6 +191,11 @@ absl::Status CompletePissa(const ModelWeights& weights, LoraAdapter& adapter) {
   if (adapter.config.init_lora_weights != "pissa") return absl::OkStatus();
   return CatchTorchErrors("find the base of a PiSSA adapter", [&]() -> absl::Status {
     for (auto& [name, pair] : adapter.modules) {
+      if (adapter.replaced.contains(name + ".weight")) {
+        return absl::UnimplementedError(
+            absl::StrCat("init_lora_weights: pissa: the adapter brings the changed base of ", name,
+                         " along; save it for the unchanged base (PEFT's path_initial_model_for_weight_conversion)"));
+      }
       const at::Tensor* weight = WeightOf(weights, name);
       const int64_t rank = pair.a.size(0);
       if (weight != nullptr && !weight->defined()) return NotPissa(name);

@@ -15,11 +15,16 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "model/weights.h"
 
 namespace retort {
 
 inline constexpr int64_t kMaxLoraRank = 65536;
+
+// The embedding and the output head, as modules.
+inline constexpr absl::string_view kEmbeddingModule = "model.embed_tokens";
+inline constexpr absl::string_view kHeadModule = "lm_head";
 
 enum class LoraBias { kNone, kAll, kLoraOnly };
 
@@ -37,7 +42,7 @@ struct LoraConfig {
   std::vector<std::pair<std::string, int64_t>> rank_pattern;
   std::vector<std::pair<std::string, double>> alpha_pattern;
   std::vector<std::string> modules_to_save;
-  bool ensure_weight_tying = false;            // tied embeddings that are trained whole stay tied
+  bool ensure_weight_tying = false;  // tied embeddings that are trained whole stay tied, adapted ones are both
   std::vector<std::string> target_parameters;  // stacked experts and routers, sorted
   std::string init_lora_weights = "true";      // "false", "gaussian", "pissa", "pissa_niter_<N>"
 
@@ -50,7 +55,8 @@ struct LoraConfig {
 };
 
 // One adapted module. Of stacked experts (`LoraModule::experts`), the ranks lie one after the other: rows e * r + i of
-// A, columns i * experts + e of B.
+// A, columns i * experts + e of B. An embedding is the linear module whose weight is its transposed, as with PEFT's
+// lora_embedding_A and _B.
 struct LoraPair {
   at::Tensor a;          // [r, in_features], f32
   at::Tensor b;          // [out_features, r], f32
@@ -67,7 +73,7 @@ struct LoraAdapter {
   // Tensors that are trained whole (biases, modules_to_save), by their name in the base model's files, f32. Embeddings
   // that stay tied are "model.embed_tokens.weight".
   std::map<std::string, at::Tensor> full;
-  // Embeddings that the adapter brings along and that are not trained.
+  // Embeddings that the adapter brings along and that are not trained: the base's, in place of its own.
   std::map<std::string, at::Tensor> replaced;
 };
 
@@ -81,7 +87,7 @@ struct LoraModule {
 
 // The linear modules of a model by full name, in the model's order.
 std::vector<LoraModule> LinearModules(const ModelConfig& config);
-// These, and in mixtures of experts the stacked experts and the routers.
+// These, embedding and head, and in mixtures of experts the stacked experts and the routers.
 std::vector<LoraModule> AdaptableModules(const ModelConfig& config);
 
 // The rank and scaling that a config gives a module. Patterns are valid where ResolveTargets has passed.
@@ -100,8 +106,8 @@ std::vector<std::pair<std::string, std::vector<int64_t>>> FullTensors(const Mode
                                                                       const LoraConfig& config);
 
 // A new adapter, from a counter-based stream keyed by seed and module name: A as PEFT draws it (Kaiming uniform, a =
-// sqrt(5): U(-1/sqrt(in), 1/sqrt(in))) and B zero unless init_lora_weights says otherwise. `weights` may be null where
-// nothing is taken from them (no DoRA, no PiSSA, nothing trained whole).
+// sqrt(5): U(-1/sqrt(in), 1/sqrt(in))) and B zero unless init_lora_weights says otherwise; an embedding's A zero and B
+// normal. `weights` may be null where nothing is taken from them (no DoRA, no PiSSA, nothing trained whole).
 absl::StatusOr<LoraAdapter> InitLora(const ModelConfig& model, const LoraConfig& config, uint64_t seed,
                                      const ModelWeights* weights = nullptr);
 
@@ -130,7 +136,7 @@ absl::Status PrepareBase(const LoraAdapter& adapter, ModelWeights& weights);
 
 // Puts the adapter into the weights, computed in f32 and rounded once: what changes is of `dtype` (unset: of the dtype
 // that it had), so that weights may be given as the files have them. Tensors are replaced, not written to: a copy of
-// `weights` that was made before is the unmerged model. Embeddings that part untie the model.
+// `weights` that was made before is the unmerged model. Embeddings that part, as those that are adapted do, untie it.
 absl::Status MergeAdapter(const LoraAdapter& adapter, ModelWeights& weights,
                           std::optional<c10::ScalarType> dtype = std::nullopt);
 

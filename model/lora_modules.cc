@@ -31,6 +31,8 @@ bool IsAllLinear(const LoraConfig& config) {
          absl::AsciiStrToLower(config.target_modules[0]) == "all-linear";
 }
 
+bool IsEmbedding(absl::string_view module) { return module == kEmbeddingModule || module == kHeadModule; }
+
 // The pattern that a key of rank_pattern or alpha_pattern stands for.
 std::string AtTheEnd(const std::string& key) { return absl::StrCat("(.*\\.)?(", key, ")"); }
 
@@ -88,7 +90,7 @@ bool IsExcluded(const LoraConfig& config, const std::string& module) {
 
 bool IsTarget(const LoraConfig& config, const std::string& module) {
   if (IsExcluded(config, module)) return false;
-  if (IsAllLinear(config)) return true;
+  if (IsAllLinear(config)) return !IsEmbedding(module);
   if (!config.target_pattern.empty()) return MatchesPattern(config.target_pattern, module);
   const auto& names = config.target_modules;
   if (std::find(names.begin(), names.end(), module) != names.end()) return true;
@@ -113,11 +115,11 @@ std::set<std::string> LeavesOf(const ModelConfig& model, const LoraConfig& confi
     for (const auto& [name, parameter] : kExpertNames) leaves.insert(std::string(name));
     return leaves;
   }
-  for (const LoraModule& module : LinearModules(model)) {
-    if (IsTarget(config, module.name)) leaves.insert(Leaf(module.name));
-  }
   for (const LoraModule& module : AdaptableModules(model)) {
-    if (!IsParameter(module)) continue;
+    if (!IsParameter(module)) {
+      if (IsTarget(config, module.name)) leaves.insert(Leaf(module.name));
+      continue;
+    }
     const std::string container = module.name.substr(0, module.name.rfind('.'));
     if (module.experts == 0) {
       if (IsTarget(config, container)) leaves.insert("gate");
@@ -236,15 +238,63 @@ absl::Status CheckSavedModules(const ModelConfig& model, const LoraConfig& confi
   return absl::OkStatus();
 }
 
+// Adapted embeddings that are to stay tied are adapted both: PEFT gives the head the embedding's adapter, the other way
+// round.
+void TieTargets(LoraConfig& config) {
+  const auto any = [](const auto& names, const auto& test) { return std::any_of(names.begin(), names.end(), test); };
+  const auto is_leaf = [](const std::string& name) {
+    return Leaf(name) == "embed_tokens" || Leaf(name) == kHeadModule;
+  };
+  if (!config.ensure_weight_tying || IsAllLinear(config) || any(config.modules_to_save, is_leaf)) return;
+  if (!config.target_pattern.empty()) {
+    // PEFT asks for the bare names.
+    if (!MatchesPattern(config.target_pattern, "embed_tokens") && !MatchesPattern(config.target_pattern, "lm_head")) {
+      return;
+    }
+    config.target_pattern = absl::StrCat("(?:", config.target_pattern, "|model\\.embed_tokens|lm_head)");
+  } else if (any(config.target_modules, is_leaf)) {
+    auto& targets = config.target_modules;
+    for (const absl::string_view name : {kEmbeddingModule, kHeadModule}) {
+      if (std::find(targets.begin(), targets.end(), name) == targets.end()) targets.emplace_back(name);
+    }
+  }
+}
+
+absl::Status CheckEmbeddings(const ModelConfig& model, const LoraConfig& config,
+                             const std::vector<std::string>& chosen) {
+  const auto has = [&](absl::string_view name) {
+    return std::find(chosen.begin(), chosen.end(), name) != chosen.end();
+  };
+  if (absl::StartsWith(config.init_lora_weights, "pissa")) {
+    const bool shared = model.tie_word_embeddings && has(kHeadModule);
+    if (shared || has(kEmbeddingModule)) {
+      return absl::UnimplementedError(
+          absl::StrCat("init_lora_weights: ", config.init_lora_weights, " is not supported for ",
+                       shared ? "a tied lm_head" : "embed_tokens",
+                       "; take it out of target_modules or choose another init_lora_weights"));
+    }
+  }
+  const auto& saved = config.modules_to_save;
+  const bool whole = std::any_of(saved.begin(), saved.end(), [](const auto& name) {
+    return absl::EndsWith(kEmbeddingModule, name) || absl::EndsWith(kHeadModule, name);
+  });
+  if (config.ensure_weight_tying && whole && (has(kEmbeddingModule) || has(kHeadModule))) {
+    return absl::UnimplementedError(
+        "ensure_weight_tying: embed_tokens and lm_head cannot stay tied where modules_to_save names one and "
+        "target_modules the other; name both in the same list");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status NoSuchModule(const ModelConfig& model, absl::string_view target) {
   std::set<std::string> there;  // within a layer
   for (const LoraModule& module : LinearModules(model)) {
     const size_t layer = module.name.find('.', kLayers.size());
     there.insert(module.name.substr(layer + 1));
   }
-  return absl::InvalidArgumentError(absl::StrCat("target_modules: \"", target,
-                                                 "\" matches no linear module of the model; there are ",
-                                                 absl::StrJoin(there, ", "), " and all-linear"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("target_modules: \"", target, "\" matches no linear module of the model; there are ",
+                   absl::StrJoin(there, ", "), ", all of them as all-linear, and embed_tokens and lm_head"));
 }
 
 }  // namespace
@@ -261,7 +311,8 @@ std::vector<LoraModule> LinearModules(const ModelConfig& config) {
 }
 
 std::vector<LoraModule> AdaptableModules(const ModelConfig& config) {
-  std::vector<LoraModule> modules = LinearModules(config);
+  std::vector<LoraModule> modules = {{std::string(kEmbeddingModule), config.vocab_size, config.hidden_size}};
+  for (LoraModule& module : LinearModules(config)) modules.push_back(std::move(module));
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     if (!config.is_moe(layer)) continue;
     const MoeConfig& moe = *config.moe;
@@ -270,6 +321,7 @@ std::vector<LoraModule> AdaptableModules(const ModelConfig& config) {
     modules.push_back({mlp + "experts.gate_up_proj", config.hidden_size, 2 * moe.intermediate_size, moe.num_experts});
     modules.push_back({mlp + "experts.down_proj", moe.intermediate_size, config.hidden_size, moe.num_experts});
   }
+  modules.push_back({std::string(kHeadModule), config.hidden_size, config.vocab_size});
   return modules;
 }
 
@@ -309,22 +361,17 @@ absl::Status ResolveTargets(const ModelConfig& model, LoraConfig& config, bool s
   if (config.target_modules.empty() && config.target_pattern.empty() && config.target_parameters.empty()) {
     return absl::InvalidArgumentError("target_modules: the list is empty");
   }
-  for (const char* embeddings : {"lm_head", "model.embed_tokens"}) {
-    if (config.target_pattern.empty() || IsAllLinear(config) || !IsTarget(config, embeddings)) continue;
-    return absl::UnimplementedError(absl::StrCat("target_modules: \"", config.target_pattern, "\" matches ", embeddings,
-                                                 ", which can only be trained whole (modules_to_save)"));
-  }
+  TieTargets(config);
   RETURN_IF_ERROR(ConvertExpertNames(model, config));
-  const std::vector<LoraModule> linear = LinearModules(model);
-  for (const std::string& target : config.target_modules) {
-    if (!strict || IsAllLinear(config)) break;
-    const bool found =
-        std::any_of(linear.begin(), linear.end(), [&](const auto& module) { return Names(target, module.name); });
-    if (!found) return NoSuchModule(model, target);
-  }
   std::vector<std::string> all, all_parameters, chosen, chosen_parameters;
   for (const LoraModule& module : AdaptableModules(model)) {
     (IsParameter(module) ? all_parameters : all).push_back(module.name);
+  }
+  for (const std::string& target : config.target_modules) {
+    if (!strict || IsAllLinear(config)) break;
+    if (std::none_of(all.begin(), all.end(), [&](const auto& name) { return Names(target, name); })) {
+      return NoSuchModule(model, target);
+    }
   }
   for (const LoraModule& module : SelectedModules(model, config)) {
     (IsParameter(module) ? chosen_parameters : chosen).push_back(module.name);
@@ -348,6 +395,7 @@ absl::Status ResolveTargets(const ModelConfig& model, LoraConfig& config, bool s
                                                    ": experts and routers (", chosen_parameters.front(),
                                                    ") cannot be adapted with it; choose other target_modules"));
   }
+  RETURN_IF_ERROR(CheckEmbeddings(model, config, chosen));
   RETURN_IF_ERROR(CheckSavedModules(model, config, strict));
   config.target_modules = NamesOf(chosen, all, Leaf);
   config.target_parameters = NamesOf(chosen_parameters, all_parameters, ParameterEnd);

@@ -66,13 +66,14 @@ absl::Status MergeModule(const std::string& name, const LoraPair& pair, double s
     return absl::InvalidArgumentError(
         absl::StrCat("merge adapter: ", name, " is kept quantised; load the base widened"));
   }
-  if (pair.b.size(0) != weight->size(0) || pair.a.size(1) != weight->size(1)) {
-    return Misfit(name, *weight, pair.a, pair.b);
-  }
-  at::Tensor merged = AdaptedWeight(*weight, pair, scaling);
+  const bool embedding = name == kEmbeddingModule;
+  const at::Tensor base = embedding ? weight->t() : *weight;
+  if (pair.b.size(0) != base.size(0) || pair.a.size(1) != base.size(1)) return Misfit(name, base, pair.a, pair.b);
+  at::Tensor merged = AdaptedWeight(base, pair, scaling);
   if (pair.magnitude.defined()) {
     merged = merged * (pair.magnitude.to(merged.device()) / RowNorms(merged)).unsqueeze(1);
   }
+  if (embedding) merged = merged.t().contiguous();
   // A router decides in f32.
   const bool router = absl::EndsWith(name, ".mlp.gate.weight");
   *weight = merged.to(router ? weight->scalar_type() : dtype.value_or(weight->scalar_type()));
@@ -158,6 +159,12 @@ at::Tensor FrozenWeight(const Linear& linear, c10::ScalarType dtype) {
   return Dequantise(matrix, matrix.type == QuantType::kInt8 ? dtype : matrix.source_dtype).to(dtype);
 }
 
+at::Tensor FrozenWeight(const ModelWeights& weights, const std::string& module) {
+  if (const Linear* linear = LinearOf(weights, module); linear != nullptr) return FrozenWeight(*linear, at::kFloat);
+  const at::Tensor weight = WeightOf(weights, module)->to(at::kFloat);
+  return module == kEmbeddingModule ? weight.t() : weight;
+}
+
 void WidenQuantized(ModelWeights& weights, c10::ScalarType dtype) {
   for (LayerWeights& layer : weights.layers) {
     for (Linear& linear : layer.linears) {
@@ -169,6 +176,8 @@ void WidenQuantized(ModelWeights& weights, c10::ScalarType dtype) {
 }
 
 at::Tensor* WeightOf(ModelWeights& weights, const std::string& module) {
+  if (module == kEmbeddingModule) return &weights.embed_tokens;
+  if (module == kHeadModule) return &weights.lm_head;
   LayerWeights* layer = LayerOf(weights, module);
   if (layer == nullptr) return nullptr;
   if (WithinLayer(module) == "mlp.gate.weight") return layer->router.defined() ? &layer->router : nullptr;
@@ -265,16 +274,18 @@ absl::Status MergeAdapter(const LoraAdapter& adapter, ModelWeights& weights, std
     return MergeAdapter(complete, weights, dtype);
   }
   RETURN_IF_ERROR(GrowVocabulary(VocabularyUnder(adapter, weights.config), weights));
+  RETURN_IF_ERROR(CatchTorchErrors("merge adapter", [&] { return ReplaceEmbeddings(adapter, dtype, weights); }));
+  bool part = false;
   for (const auto& module : adapter.modules) {
     const std::string& name = module.first;
     RETURN_IF_ERROR(CatchTorchErrors(absl::StrCat("merge ", name), [&] {
       return MergeModule(name, module.second, ScalingOf(adapter.config, name), dtype, weights);
     }));
+    part = part || name == kEmbeddingModule || name == kHeadModule;
   }
-  return CatchTorchErrors("merge adapter", [&]() -> absl::Status {
-    RETURN_IF_ERROR(ReplaceEmbeddings(adapter, dtype, weights));
-    return ReplaceAll(adapter.full, adapter.config.ensure_weight_tying, dtype, weights);
-  });
+  if (part) weights.config.tie_word_embeddings = false;
+  return CatchTorchErrors("merge adapter",
+                          [&] { return ReplaceAll(adapter.full, adapter.config.ensure_weight_tying, dtype, weights); });
 }
 
 }  // namespace retort

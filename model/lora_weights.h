@@ -12,7 +12,8 @@
 
 namespace retort {
 
-// The weight of a linear module or a router by its name as an adapter's module; null where there is none.
+// The weight of a linear module, a router, the embedding or the head by its name as an adapter's module; null where
+// there is none.
 at::Tensor* WeightOf(ModelWeights& weights, const std::string& module);
 const at::Tensor* WeightOf(const ModelWeights& weights, const std::string& module);
 // Any tensor by its name in the files; null where there is none.
@@ -24,6 +25,8 @@ LayerWeights* LayerOf(ModelWeights& weights, const std::string& name);
 // The weight of a frozen module in `dtype`. A quantised one is first rounded to the dtype that it was quantised from,
 // where bitsandbytes and PEFT hand it out as a tensor: in backward passes, for DoRA's norms.
 at::Tensor FrozenWeight(const Linear& linear, c10::ScalarType dtype);
+// The same of any module but stacked experts, in f32, [out_features, in_features]: an embedding's transposed.
+at::Tensor FrozenWeight(const ModelWeights& weights, const std::string& module);
 // Puts all quantised modules in their full width, in `dtype`: what bitsandbytes hands out, in one rounding.
 void WidenQuantized(ModelWeights& weights, c10::ScalarType dtype);
 // The linear module of that name; null where there is none.

@@ -31,6 +31,18 @@ absl::StatusOr<std::unique_ptr<TrainingModel>> TrainingModel::Create(ModelWeight
     return absl::InvalidArgumentError(
         absl::StrCat("lora_dropout must be at least 0 and below 1, not ", options.lora_dropout));
   }
+  const bool embedding = adapter.modules.contains(std::string(kEmbeddingModule));
+  const bool head = adapter.modules.contains(std::string(kHeadModule));
+  if (head && adapter.config.use_dora && options.lora_dropout > 0.0) {
+    return absl::UnimplementedError(
+        "lora_dropout: with use_dora it is not supported for lm_head; set it to 0 or take lm_head out of "
+        "target_modules");
+  }
+  if (embedding && head && adapter.config.ensure_weight_tying) {
+    return absl::UnimplementedError(
+        "ensure_weight_tying: adapters of embed_tokens and lm_head cannot be trained as one; train them apart "
+        "(ensure_weight_tying: false) or whole (modules_to_save)");
+  }
   RETURN_IF_ERROR(PrepareBase(adapter, weights));
   return CatchTorchErrors("training model", [&]() -> absl::StatusOr<std::unique_ptr<TrainingModel>> {
     ASSIGN_OR_RETURN(FlatAdapter flat, FlatAdapter::Create(weights.config, adapter, weights.embed_tokens.device()));

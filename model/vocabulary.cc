@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "common/check.h"
 #include "common/status.h"
 #include "model/safetensors.h"
@@ -54,16 +55,26 @@ int64_t VocabularyUnder(const LoraAdapter& adapter, const ModelConfig& model) {
   return model.vocab_size;
 }
 
+std::string WholeEmbedding(absl::string_view tensor) {
+  if (!absl::ConsumePrefix(&tensor, "base_model.model.")) return "";
+  for (const char* name : {kEmbeddings, kHead}) {
+    // PEFT nests what is adapted in what adapts it.
+    const absl::string_view module = absl::StripSuffix(name, ".weight");
+    if (tensor == name || tensor == absl::StrCat(module, ".base_layer.weight")) return name;
+  }
+  return "";
+}
+
 absl::StatusOr<int64_t> VocabularyUnder(const std::string& adapter_folder, const ModelConfig& model) {
   const std::string path = absl::StrCat(adapter_folder, "/adapter_model.safetensors");
   ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Open(path));
   std::optional<int64_t> embeddings, head;
   for (const std::string& name : file.names()) {
-    const bool is_head = name == absl::StrCat("base_model.model.", kHead);
-    if (!is_head && name != absl::StrCat("base_model.model.", kEmbeddings)) continue;
+    const std::string whole = WholeEmbedding(name);
+    if (whole.empty()) continue;
     ASSIGN_OR_RETURN(const at::Tensor tensor, file.Get(name));
     if (tensor.dim() != 2) return absl::InvalidArgumentError(absl::StrCat(path, ": \"", name, "\" is no matrix"));
-    (is_head ? head : embeddings) = tensor.size(0);
+    (whole == kHead ? head : embeddings) = tensor.size(0);
   }
   if (!embeddings.has_value() && !head.has_value()) return model.vocab_size;
   const int64_t rows = embeddings.has_value() ? *embeddings : *head;
@@ -77,10 +88,10 @@ absl::StatusOr<int64_t> VocabularyUnder(const std::string& adapter_folder, const
                                                    " (vocab_size in config.json); was it made for another base?"));
   }
   if (rows > model.vocab_size && !(embeddings.has_value() && head.has_value()) && !model.tie_word_embeddings) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": has ", rows, " rows of ", embeddings.has_value() ? "embed_tokens" : "lm_head",
-                     ", the model ", model.vocab_size, ", and none of ",
-                     embeddings.has_value() ? "lm_head" : "embed_tokens", "; save it with save_embedding_layers=True"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": has ", rows, " rows of ", embeddings.has_value() ? "embed_tokens" : "lm_head", ", the model ",
+        model.vocab_size, ", and none of ", embeddings.has_value() ? "lm_head" : "embed_tokens",
+        "; save it with save_embedding_layers=True or use it with the resized base"));
   }
   return rows;
 }

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "model/lora.h"
 #include "model/tokenizer.h"
 #include "model/weights.h"
@@ -16,8 +17,13 @@ namespace retort {
 // Rows of the embedding and of the head under an adapter: those that it holds, else the model's.
 int64_t VocabularyUnder(const LoraAdapter& adapter, const ModelConfig& model);
 
-// The same of a PEFT folder, without reading its tensors. Errors: those of opening adapter_model.safetensors, and
-// kInvalidArgument (embeddings that contradict each other or have fewer rows than the model's).
+// The name in the base's files of an embedding that an adapter's file holds whole under `tensor`; empty where it is no
+// such tensor.
+std::string WholeEmbedding(absl::string_view tensor);
+
+// Rows of the embeddings of a PEFT folder, without reading its tensors. Errors: those of opening
+// adapter_model.safetensors, and kInvalidArgument (embeddings that contradict each other or have fewer rows than the
+// model's).
 absl::StatusOr<int64_t> VocabularyUnder(const std::string& adapter_folder, const ModelConfig& model);
 
 // Makes embedding and head `rows` long, never shorter; new rows are zero. What is tied stays tied. Whole models only.

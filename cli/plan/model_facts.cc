@@ -93,17 +93,18 @@ int64_t ModelFacts::LoraParameters(int64_t r, const std::vector<std::string>& ta
     return 0;
   }
   const bool all = target_modules.size() == 1 && target_modules[0] == "all-linear";
+  const auto named = [&](absl::string_view module) {
+    if (!pattern.empty()) return std::regex_match(std::string(module), regex);
+    return std::any_of(target_modules.begin(), target_modules.end(), [&](const std::string& target) {
+      return module == target || absl::EndsWith(module, "." + target);
+    });
+  };
   int64_t sum = 0;
   for (const TensorInfo& tensor : linears) {
-    absl::string_view module = tensor.name;
-    absl::ConsumeSuffix(&module, ".weight");
-    const bool wanted =
-        !pattern.empty()
-            ? std::regex_match(std::string(module), regex)
-            : all || std::any_of(target_modules.begin(), target_modules.end(), [&](const std::string& target) {
-                return module == target || absl::EndsWith(module, "." + target);
-              });
-    if (wanted) sum += r * (tensor.shape[0] + tensor.shape[1]);
+    if (all || named(absl::StripSuffix(tensor.name, ".weight"))) sum += r * (tensor.shape[0] + tensor.shape[1]);
+  }
+  for (const char* embeddings : {"model.embed_tokens", "lm_head"}) {
+    if (named(embeddings)) sum += r * (vocab_size + hidden_size);
   }
   return sum;
 }

@@ -30,8 +30,8 @@ struct ModelFacts {
   int64_t quantised_parameters = 0;
   int64_t quantised_bytes = 0;  // with their scales
 
-  // Parameters of an adapter of rank `r`: r * (in + out) for every linear whose module is named in `target_modules`, or
-  // whose whole name matches `pattern` where there is one, or for all.
+  // Parameters of an adapter of rank `r`: r * (in + out) for every linear, embedding and head whose module is named in
+  // `target_modules`, or whose whole name matches `pattern` where there is one, or for all linears.
   int64_t LoraParameters(int64_t r, const std::vector<std::string>& target_modules,
                          const std::string& pattern = "") const;
   // Parameters of the modules whose names end in one of `modules`, as PEFT's modules_to_save are; the embeddings, with

@@ -174,7 +174,8 @@ JobPlan MakePlan(const v1::JobSpec& spec, const std::vector<std::string>& stages
       adapter += lora;
       if (lora == 0) {
         plan.notes.push_back(
-            "student.lora.target_modules names no linear module of the student: there would be nothing to train");
+            "student.lora.target_modules names no module of the student that can be adapted: there would be nothing to "
+            "train");
       }
     } else {
       plan.notes.push_back("the adapter's size is that of adapter_name_or_path and is not counted");

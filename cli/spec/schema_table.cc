@@ -214,8 +214,9 @@ constexpr Key kKeys[] = {
     {"student.lora.lora_alpha", kReal, "32", "The update is scaled by `lora_alpha / r`.", kOptional, kPositive},
     {"student.lora.lora_dropout", kReal, "0.0", "", kOptional, kBelowOne},
     {"student.lora.target_modules", kNamesOrPattern, "all-linear",
-     "Names of modules or ends of them, such as `q_proj`; `all-linear`; or one string that is a regular expression for "
-     "whole names (`.*\\.self_attn\\.[qv]_proj`)."},
+     "Names of modules or ends of them, such as `q_proj`, also `embed_tokens` and `lm_head`; `all-linear`, which "
+     "leaves those two out; or one string that is a regular expression for whole names "
+     "(`.*\\.self_attn\\.[qv]_proj`)."},
     {"student.lora.exclude_modules", kNamesOrPattern, "", "Modules that are left out, written in the same way."},
     {"student.lora.use_rslora", kBool, "false", "The update is scaled by `lora_alpha / sqrt(r)`."},
     {"student.lora.use_dora", kBool, "false",
@@ -255,7 +256,8 @@ constexpr Key kKeys[] = {
      {},
      "true|false|gaussian|pissa|pissa_niter_*|!eva|!olora|!orthogonal|!corda|!loftq|!lora_ga|!mica"},
     {"student.lora.ensure_weight_tying", kBool, "false",
-     "With tied embeddings and one of them in `modules_to_save`: train them as one. false: they part."},
+     "With tied embeddings and one of them in `modules_to_save`: train them as one. false: they part. Adapters of both "
+     "(`target_modules`) cannot be trained as one."},
     {"student.lora.target_parameters", kStringList, "",
      "Stacked experts and routers, as PEFT names them: `gate_up_proj`, `down_proj`, `gate.weight`. For DeepSeek "
      "models `target_modules` of these names come to the same."},

@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <array>
 #include <map>
@@ -36,6 +37,7 @@ struct Trained {
   std::vector<Leaves> modules;   // by AdapterSlot::index
   std::vector<at::Tensor> full;  // by place in FlatAdapter::full()
   ModelWeights weights;
+  at::Tensor dora_head;  // [vocab, hidden], f32: the head under DoRA, else undefined
 };
 
 using LayerSlots = std::array<const AdapterSlot*, kProjections>;  // nullptr: not adapted
@@ -90,7 +92,9 @@ class AtenTrainingModel final : public TrainingModel {
         adapter_(std::move(adapter)),
         device_(weights_.embed_tokens.device()),
         tables_(config_),
-        slots_(weights_.layers.size()) {
+        slots_(weights_.layers.size()),
+        embedding_slot_(adapter_.Find(kEmbeddingModule)),
+        head_slot_(adapter_.Find(kHeadModule)) {
     for (size_t i = 0; i < weights_.layers.size(); ++i) {
       for (const ProjectionShape& shape : ProjectionsOf(config_, static_cast<int64_t>(i))) {
         slots_[i][shape.projection] =
@@ -131,27 +135,65 @@ class AtenTrainingModel final : public TrainingModel {
     const Trained trained = MakeTrained(gradient != nullptr);
     const ModelWeights& weights = trained.weights;
     const at::Tensor ids = at::tensor(batch.input_ids, at::kLong).to(device_);
-    // Embeddings that are trained get their gradient in a fixed order.
-    at::Tensor x = weights.embed_tokens.requires_grad() ? at::embedding(weights.embed_tokens, ids)
-                                                        : weights.embed_tokens.index_select(0, ids);
+    at::Tensor x = Embed(ids, trained);
     for (size_t i = 0; i < weights.layers.size(); ++i) {
       Context context(config_, weights.layers[i], slots_[i], trained, pass);
       x = RunBlock(config_, weights.layers[i], static_cast<int64_t>(i), x, pass.rope, context);
     }
     const at::Tensor last = x.index_select(0, at::tensor(plan.rows, at::kLong).to(device_));
     const at::Tensor normed = RmsNorm(last, weights.final_norm, config_.rms_norm_eps);
+    const HeadAdapter adapter = AdaptHead(normed, trained, pass);
     const HeadLoss head = [&] {
       const c10::NoGradGuard no_grad;
+      HeadAdapter values;
+      if (adapter.low.defined()) values = {adapter.low.detach(), adapter.b.detach()};
       return CrossEntropy(normed.detach(), weights.lm_head.detach(), at::tensor(plan.targets, at::kLong).to(device_),
-                          grad_scale, gradient != nullptr, weights.lm_head.requires_grad());
+                          grad_scale, gradient != nullptr, weights.lm_head.requires_grad(), values);
     }();
     sum.loss = head.loss;
     if (gradient == nullptr) return sum;
     x = at::Tensor();
-    if (normed.requires_grad()) normed.backward(head.hidden);
+    torch::autograd::variable_list roots, gradients;
+    const auto add_root = [&](const at::Tensor& root, const at::Tensor& of_root) {
+      if (!root.defined() || !root.requires_grad()) return;
+      roots.push_back(root);
+      gradients.push_back(of_root);
+    };
+    add_root(normed, head.hidden);
+    add_root(adapter.low, head.low);
+    add_root(adapter.b, head.b);
+    add_root(trained.dora_head, head.weight);
+    if (!roots.empty()) torch::autograd::backward(roots, gradients);
     const c10::NoGradGuard no_grad;
     TakeGradients(trained, head.weight, *gradient);
     return sum;
+  }
+
+  const Leaves& LeavesOf(const AdapterSlot& slot, const Trained& trained) const {
+    return trained.modules[static_cast<size_t>(slot.index)];
+  }
+
+  at::Tensor Embed(const at::Tensor& ids, const Trained& trained) const {
+    const at::Tensor& table = trained.weights.embed_tokens;
+    // The row of padding gets no gradient here, as torch.nn.Embedding has it.
+    const int64_t padding = config_.pad_token_id.value_or(-1);
+    if (embedding_slot_ != nullptr) {
+      const Leaves& leaves = LeavesOf(*embedding_slot_, trained);
+      return LoraEmbedding(ids, table, leaves.a, leaves.b, leaves.magnitude, embedding_slot_->scaling, padding);
+    }
+    // Embeddings that are trained get their gradient in a fixed order.
+    return table.requires_grad() ? at::embedding(table, ids, padding) : table.index_select(0, ids);
+  }
+
+  HeadAdapter AdaptHead(const at::Tensor& normed, const Trained& trained, const Pass& pass) const {
+    if (head_slot_ == nullptr || trained.dora_head.defined()) return {};
+    at::Tensor mask;
+    if (pass.dropout > 0.0) {
+      mask = DropoutMask(pass.dropout_key, static_cast<uint64_t>(head_slot_->index), pass.dropout, normed.size(0),
+                         normed.size(1), device_);
+    }
+    const Leaves& leaves = LeavesOf(*head_slot_, trained);
+    return {LoraLow(normed, leaves.a, head_slot_->scaling, mask), leaves.b};
   }
 
   void TakeGradients(const Trained& trained, const at::Tensor& head, at::Tensor& gradient) const {
@@ -159,7 +201,7 @@ class AtenTrainingModel final : public TrainingModel {
       if (leaf.grad().defined()) out.copy_(leaf.grad());
     };
     for (const AdapterSlot& slot : adapter_.slots()) {
-      const Leaves& leaves = trained.modules[static_cast<size_t>(slot.index)];
+      const Leaves& leaves = LeavesOf(slot, trained);
       take(leaves.a, adapter_.A(slot, gradient));
       take(leaves.b, adapter_.B(slot, gradient));
       if (leaves.magnitude.defined()) take(leaves.magnitude, adapter_.Magnitude(slot, gradient));
@@ -185,8 +227,14 @@ class AtenTrainingModel final : public TrainingModel {
       full[slot.name] = trained.full.back().to(options_.compute_dtype);
     }
     if (!full.empty()) PutInPlace(full, trained.weights);
+    if (head_slot_ != nullptr && head_slot_->magnitude_offset >= 0) {
+      const Leaves& leaves = LeavesOf(*head_slot_, trained);
+      trained.dora_head =
+          DoraWeight(trained.weights.lm_head, leaves.a, leaves.b, leaves.magnitude, head_slot_->scaling);
+      trained.weights.lm_head = trained.dora_head.to(options_.compute_dtype);
+    }
     for (const AdapterSlot* slot : parameters_) {
-      AdaptParameter(*slot, trained.modules[static_cast<size_t>(slot->index)], trained.weights);
+      AdaptParameter(*slot, LeavesOf(*slot, trained), trained.weights);
     }
     return trained;
   }
@@ -237,6 +285,8 @@ class AtenTrainingModel final : public TrainingModel {
   const c10::Device device_;
   internal::RopeTables tables_;
   std::vector<LayerSlots> slots_{};             // by layer
+  const AdapterSlot* embedding_slot_;           // nullptr: not adapted
+  const AdapterSlot* head_slot_;                // likewise
   std::vector<const AdapterSlot*> parameters_;  // experts and routers
   bool together_ = false;                       // tied embeddings are trained as one
   int64_t head_ = -1;                           // place of the output head in FlatAdapter::full(); -1: not trained

@@ -114,7 +114,9 @@ absl::StatusOr<FlatAdapter> FlatAdapter::Create(const ModelConfig& model, const 
 bool FlatAdapter::plain() const {
   if (!full_.empty()) return false;
   return std::all_of(slots_.begin(), slots_.end(), [&](const AdapterSlot& slot) {
-    return slot.rank == rank() && slot.scaling == scaling() && slot.experts == 0 && slot.magnitude_offset < 0;
+    const bool in_layers = slot.name != kEmbeddingModule && slot.name != kHeadModule;
+    return slot.rank == rank() && slot.scaling == scaling() && in_layers && slot.experts == 0 &&
+           slot.magnitude_offset < 0;
   });
 }
 

@@ -45,7 +45,7 @@ class FlatAdapter {
   const at::Tensor& flat() const { return flat_; }
   const LoraConfig& config() const { return frozen_.config; }
 
-  // Whether every module has one rank and one scaling, and there is nothing but A and B.
+  // Whether every module is a layer's, of one rank and one scaling, and there is nothing but A and B.
   bool plain() const;
   // Those of a plain adapter.
   int64_t rank() const { return slots_.front().rank; }

@@ -27,6 +27,12 @@ at::Tensor Affine(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
   return bias.defined() ? at::addmm(bias, x, weight.t()) : at::mm(x, weight.t());
 }
 
+// Of DoRA: no gradient goes through them.
+at::Tensor AdaptedNorms(const Linear& base, const at::Tensor& a, const at::Tensor& b, double scaling) {
+  const c10::NoGradGuard no_grad;
+  return RowNorms(FrozenWeight(base, at::kFloat).add(at::mm(b, a), scaling));
+}
+
 // Carries a quantised weight from a forward to its backward pass, which widens it anew.
 struct HeldMatrix : torch::CustomClassHolder {
   explicit HeldMatrix(SharedQuantizedMatrix held) : matrix(std::move(held)) {}
@@ -117,6 +123,24 @@ at::Tensor FrozenLinear(const at::Tensor& x, const Linear& base) {
   return Affine(x, base.weight, base.bias);
 }
 
+at::Tensor LoraEmbedding(const at::Tensor& ids, const at::Tensor& table, const at::Tensor& a, const at::Tensor& b,
+                         const at::Tensor& magnitude, double scaling, int64_t padding) {
+  const at::Tensor low = at::embedding(a.t(), ids, padding);
+  at::Tensor rows = table.index_select(0, ids).to(at::kFloat) + at::mm(low, b.t()) * scaling;
+  if (magnitude.defined()) rows = rows * (magnitude / AdaptedNorms({.weight = table.t()}, a, b, scaling));
+  return rows.to(table.scalar_type());
+}
+
+at::Tensor LoraLow(const at::Tensor& x, const at::Tensor& a, double scaling, const at::Tensor& mask) {
+  return at::mm(Dropped(x.to(at::kFloat), mask), a.t()) * scaling;
+}
+
+at::Tensor DoraWeight(const at::Tensor& weight, const at::Tensor& a, const at::Tensor& b, const at::Tensor& magnitude,
+                      double scaling) {
+  const at::Tensor factor = magnitude / AdaptedNorms({.weight = weight}, a, b, scaling);
+  return (weight.to(at::kFloat) + at::mm(b, a) * scaling) * factor.unsqueeze(1);
+}
+
 at::Tensor LoraLinear(const at::Tensor& x, const Linear& base, const at::Tensor& a, const at::Tensor& b, double scaling,
                       const at::Tensor& mask) {
   return LoraLinearFunction::apply(x, Given(base.weight), base.quantized, Given(base.bias), a, b, scaling, Given(mask));
@@ -125,12 +149,7 @@ at::Tensor LoraLinear(const at::Tensor& x, const Linear& base, const at::Tensor&
 at::Tensor DoraLinear(const at::Tensor& x, const Linear& base, const at::Tensor& a, const at::Tensor& b,
                       const at::Tensor& magnitude, double scaling, const at::Tensor& mask) {
   const c10::ScalarType dtype = x.scalar_type();
-  at::Tensor norms;
-  {
-    const c10::NoGradGuard no_grad;
-    norms = RowNorms(FrozenWeight(base, at::kFloat).add(at::mm(b, a), scaling));
-  }
-  const at::Tensor factor = (magnitude / norms).to(dtype).unsqueeze(0);
+  const at::Tensor factor = (magnitude / AdaptedNorms(base, a, b, scaling)).to(dtype).unsqueeze(0);
   const at::Tensor dropped = Dropped(x, mask);
   const at::Tensor low = at::mm(at::mm(dropped, a.to(dtype).t()), b.to(dtype).t()) * scaling;
   const at::Tensor plain = FrozenLinear(dropped, {.weight = base.weight, .quantized = base.quantized});

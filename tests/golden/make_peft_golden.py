@@ -54,6 +54,16 @@ CASES = {
                                                                                      "o_proj"]), 0.4, "linear", {}),
     "deepseek_v2_dora": ("deepseek_v2_lite", dict(r=3, lora_alpha=6, target_modules=["q_proj", "kv_b_proj", "o_proj"], use_dora=True,
                                                   use_rslora=True), 0.0, "constant", {}),
+    # Adapters on embedding and head, apart or tied in the base. Phi-3's config has a padding token, whose row of the embedding gets no gradient.
+    "llama_head_embeddings": ("llama_mha", dict(r=4, lora_alpha=8, target_modules=["q_proj", "lm_head", "embed_tokens"], use_rslora=True), 0.3, "linear", {}),
+    "llama_tied_head_embeddings": ("llama3_tied", dict(r=4, lora_alpha=8, target_modules=["q_proj", "lm_head", "embed_tokens"],
+                                                       rank_pattern={"lm_head": 2, "embed_tokens": 3}, alpha_pattern={"model.embed_tokens": 5}),
+                                   0.3, "linear", {}),
+    "qwen2_tied_head": ("qwen2_tied", dict(r=3, lora_alpha=6, target_modules=r"lm_head|.*\.1\.self_attn\.q_proj"), 0.0, "cosine", {}),
+    "phi3_dora_head_embeddings": ("phi3_partial", dict(r=4, lora_alpha=8, target_modules=["qkv_proj", "lm_head", "embed_tokens"], use_dora=True), 0.3,
+                                  "constant", {}),
+    "phi3_saved_embeddings": ("phi3_partial", dict(r=2, lora_alpha=4, target_modules=["qkv_proj", "lm_head"], modules_to_save=["embed_tokens"]), 0.0,
+                              "linear", {}),
     # PEFT targets the experts' stacked parameters and the router here, and no dense or shared MLP.
     "deepseek_v2_all_linear": ("deepseek_v2_lite", dict(r=2, lora_alpha=4, target_modules="all-linear"), 0.0, "linear", {}),
     "deepseek_v3_all_linear": ("deepseek_v3", dict(r=2, lora_alpha=4, target_modules="all-linear"), 0.3, "linear", {}),

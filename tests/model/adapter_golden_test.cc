@@ -206,7 +206,9 @@ INSTANTIATE_TEST_SUITE_P(Cases, AdapterGoldenTest,
                          ::testing::Values("llama_lora", "llama_dora_bias", "llama_rslora_patterns", "llama_pissa",
                                            "mistral_saved_modules", "qwen2_bias_all", "qwen2_regex",
                                            "qwen3_dora_rslora", "phi3_fused", "phi3_dora", "deepseek_v3_attention",
-                                           "deepseek_v2_dora", "deepseek_v2_all_linear", "deepseek_v3_all_linear"),
+                                           "llama_head_embeddings", "llama_tied_head_embeddings", "qwen2_tied_head",
+                                           "phi3_dora_head_embeddings", "phi3_saved_embeddings", "deepseek_v2_dora",
+                                           "deepseek_v2_all_linear", "deepseek_v3_all_linear"),
                          [](const ::testing::TestParamInfo<std::string>& info) { return info.param; });
 
 }  // namespace

@@ -78,7 +78,7 @@ TEST(LoraTest, ResolvesTargets) {
               ElementsAre("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"));
   EXPECT_THAT(Resolved({.target_modules = {"v_proj", "mlp.up_proj", "q_proj", "v_proj"}}),
               ElementsAre("q_proj", "up_proj", "v_proj"));
-  for (const char* bad : {"lm_head", "proj", "", "q_proj|v_proj", "model.layers.2.mlp.up_proj"}) {
+  for (const char* bad : {"norm", "proj", "", "q_proj|v_proj", "model.layers.2.mlp.up_proj"}) {
     LoraConfig config{.target_modules = {"q_proj", bad}};
     const auto status = ResolveTargets(Tiny(), config);
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << bad;

@@ -188,7 +188,11 @@ TEST_P(ResizedAdapterTest, GivesWhatPeftGives) {
 
 INSTANTIATE_TEST_SUITE_P(Peft, ResizedAdapterTest,
                          testing::Values("tied/lora", "tied/head", "tied/embeddings", "tied/both", "untied/lora",
-                                         "untied/head", "untied/embeddings", "untied/both"),
+                                         "untied/head", "untied/embeddings", "untied/both", "tied/lora_head",
+                                         "tied/lora_embeddings", "tied/lora_both", "tied/lora_both_bare",
+                                         "tied/lora_both_resized", "tied/dora_both", "untied/lora_head",
+                                         "untied/lora_embeddings", "untied/lora_both", "untied/lora_both_bare",
+                                         "untied/lora_both_resized", "untied/dora_both"),
                          [](const auto& info) {
                            std::string name = info.param;
                            name[name.find('/')] = '_';

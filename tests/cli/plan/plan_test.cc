@@ -165,6 +165,9 @@ TEST(ModelFactsTest, LoraParametersOfAllLinears) {
   EXPECT_EQ(Model().LoraParameters(4, {"all-linear"}), 4 * (16 + 24));
   EXPECT_EQ(Model().LoraParameters(4, {"up_proj"}), 4 * 24);
   EXPECT_EQ(Model().LoraParameters(4, {"proj"}), 0);
+  const int64_t embedding = 4 * (Model().vocab_size + Model().hidden_size);
+  EXPECT_EQ(Model().LoraParameters(4, {"up_proj", "lm_head"}), 4 * 24 + embedding);
+  EXPECT_EQ(Model().LoraParameters(4, {}, R"(lm_head|model\.embed_tokens)"), 2 * embedding);
 }
 
 }  // namespace
