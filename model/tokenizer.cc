@@ -268,12 +268,11 @@ absl::StatusOr<std::shared_ptr<const Template>> HfTokenizer::FindTemplate(const 
   auto found = named.find("default");
   if (has_tools && !folder_.single_template && named.count("tool_use") > 0) found = named.find("tool_use");
   if (found == named.end()) {
-    std::vector<std::string> names;
-    for (const auto& [name, text] : named) names.push_back(name);
+    const auto name = [](std::string* out, const auto& entry) { out->append(entry.first); };
     return absl::FailedPreconditionError(absl::StrCat(folder_.template_source,
                                                       ": several templates, none of them named \"default\"; choose one "
                                                       "of ",
-                                                      absl::StrJoin(names, ", "), " by \"chat_template\""));
+                                                      absl::StrJoin(named, ", ", name), " by \"chat_template\""));
   }
   return Compile(found->second, folder_.template_source);
 }

@@ -146,7 +146,7 @@ absl::StatusOr<GgufSource::Description> GgufSource::Describe(const std::string& 
   return Description{dtype, shape};
 }
 
-at::Tensor GgufSource::Load(const TensorInfo& tensor, int64_t first, std::vector<int64_t> shape) const {
+at::Tensor GgufSource::Load(const TensorInfo& tensor, int64_t first, const std::vector<int64_t>& shape) const {
   const gguf::TensorTypeInfo& info = gguf::InfoOf(tensor.type);
   const c10::ScalarType dtype = DtypeOf(tensor.type);
   const char* data = file_->Data(tensor).data() + first / info.block_elements * info.block_bytes;

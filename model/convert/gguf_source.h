@@ -52,7 +52,7 @@ class GgufSource final : public TensorSource {
   absl::Status AddTensor(const gguf::TensorInfo& tensor, const gguf::RuleMatch& match);
   absl::Status Check(const std::string& name, const Entry& entry) const;
   // A tensor's elements from `first` on, `shape` of them.
-  at::Tensor Load(const gguf::TensorInfo& tensor, int64_t first, std::vector<int64_t> shape) const;
+  at::Tensor Load(const gguf::TensorInfo& tensor, int64_t first, const std::vector<int64_t>& shape) const;
 
   std::shared_ptr<const gguf::File> file_;
   const gguf::Family* family_ = nullptr;

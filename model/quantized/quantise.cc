@@ -135,7 +135,8 @@ void QuantiseScales(const at::Tensor& scales, QuantizedMatrix& matrix) {
     const float inverse = 1.0f / outer[b];
     for (int64_t i = first; i < end; ++i) {
       const float value = std::clamp(values[i] * inverse, -1.0f, 1.0f);
-      codes[i] = places[static_cast<uint16_t>((value + 1.0f) * 0.5f * 65535.0f + 0.5f)];
+      const float place = (value + 1.0f) * 0.5f * 65535.0f + 0.5f;  // rounded to f32 before it is cut off
+      codes[i] = places[static_cast<uint16_t>(place)];
     }
   }
 }
