@@ -96,6 +96,9 @@ def random_adapter(rng, model):
     if chance(rng, 0.3):
         options["rank_pattern"] = {rng.choice(leaves): rng.randint(1, 8)}
         options["alpha_pattern"] = {rng.choice(leaves): rng.randint(1, 20)}
+    if isinstance(options["target_modules"], list) and chance(rng, 0.4):
+        options["target_modules"] += rng.choice([["lm_head"], ["embed_tokens"], ["lm_head", "model.embed_tokens"]])
+        options["ensure_weight_tying"] = chance(rng, 0.3) and not options.get("rank_pattern")
     if options["target_modules"] == "all-linear" and model.config.model_type.startswith("deepseek"):
         options["use_dora"] = False
     if chance(rng, 0.3):
@@ -116,9 +119,11 @@ def compare_adapter(options, rng, folder, model, sequences):
             return lora, f"PEFT refuses: {error}"
     generator = torch.Generator().manual_seed(1)
     for name, parameter in tuned.named_parameters():
-        if parameter.requires_grad and "lora_A" not in name:
+        if parameter.requires_grad and "lora_A" not in name and "lora_embedding_B" not in name:
             parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    tuned.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tuned.save_pretrained(folder / "adapter", save_embedding_layers=rng.choice(["auto", False]))
     wanted = [logprobs_of(tuned, ids) for ids in sequences]
     error = compare_scores(options, folder, sequences, wanted, ["--adapter", folder / "adapter"])
     if not error and options.merge:
