@@ -10,4 +10,8 @@ namespace retort {
 // where the dynamic linker looks.
 std::vector<std::string> PluginPaths(const std::string& library);
 
+// The address of `symbol` in the first of these that opens and has it; it stays open. Null where none does: `reasons`
+// then says why, path by path.
+void* OpenPlugin(const std::string& library, const std::string& symbol, std::string& reasons);
+
 }  // namespace retort

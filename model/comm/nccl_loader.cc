@@ -1,14 +1,11 @@
 #include "model/comm/nccl_loader.h"
 
-#include <dlfcn.h>
-
 #include <atomic>
 #include <cstring>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "common/check.h"
 #include "common/plugin.h"
 #include "common/status.h"
@@ -35,19 +32,10 @@ absl::Status ToStatus(int code, const char* error) {
 }
 
 absl::StatusOr<const RetortNcclFunctions*> LoadPlugin() {
-  std::vector<std::string> reasons;
-  for (const std::string& path : PluginPaths(kLibraryName)) {
-    // Never closed: NCCL keeps threads.
-    void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) {
-      reasons.push_back(::dlerror());
-      continue;
-    }
-    const auto plugin = reinterpret_cast<const RetortNcclFunctions* (*)()>(::dlsym(library, kSymbolName));
-    if (plugin == nullptr) return absl::InternalError(absl::StrCat(path, " lacks ", kSymbolName));
-    return plugin();
-  }
-  return absl::FailedPreconditionError(absl::StrCat("NCCL is not there: ", absl::StrJoin(reasons, "; ")));
+  std::string reasons;
+  void* address = OpenPlugin(kLibraryName, kSymbolName, reasons);
+  if (address == nullptr) return absl::FailedPreconditionError(absl::StrCat("NCCL is not there: ", reasons));
+  return reinterpret_cast<const RetortNcclFunctions* (*)()>(address)();
 }
 
 class NcclCommunicator final : public DeviceCommunicator {

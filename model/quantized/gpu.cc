@@ -1,52 +1,24 @@
 #include "model/quantized/gpu.h"
 
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
-#include <dlfcn.h>
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <string>
-#include <vector>
 
-#include "absl/strings/str_join.h"
 #include "common/check.h"
-#include "common/plugin.h"
+#include "model/kernels/kernel_plugin.h"
 #include "model/quantized/codebooks.h"
 #include "model/quantized/gpu_plugin.h"
 
 namespace retort {
 namespace {
 
-constexpr char kLibraryName[] = "libretort_quant.so";
-constexpr char kSymbolName[] = "RetortQuantPlugin";
-
-const RetortQuantFunctions* LoadPlugin() {
-  std::vector<std::string> reasons;
-  for (const std::string& path : PluginPaths(kLibraryName)) {
-    void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) {
-      reasons.push_back(::dlerror());
-      continue;
-    }
-    const auto plugin = reinterpret_cast<const RetortQuantFunctions* (*)()>(::dlsym(library, kSymbolName));
-    if (plugin != nullptr) return plugin();
-    reasons.push_back(path + " lacks " + kSymbolName);
-  }
-  spdlog::info("quantisation_kernels_absent reasons=\"{}\"", absl::StrJoin(reasons, "; "));
-  return nullptr;
-}
-
 // Null: there are none for the device.
 const RetortQuantFunctions* KernelsFor(c10::Device device) {
   if (!device.is_cuda()) return nullptr;
-  static const RetortQuantFunctions* const functions = LoadPlugin();
+  static const auto* const functions =
+      LoadKernels<RetortQuantFunctions>("libretort_quant.so", "RetortQuantPlugin", "quantisation");
   if (functions == nullptr || functions->supports(device.index()) != 0) return nullptr;
   return functions;
-}
-
-void* StreamOf(c10::Device device) {
-  return c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
 }
 
 int TypeOf(const at::Tensor& tensor) {

@@ -1,50 +1,22 @@
 // The kernels of libretort_quant.so. Each computes what the CPU code computes, rounding by rounding: products and sums
 // are rounded apart, divisions are exact.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
+#include "model/kernels/cuda_common.cuh"
 #include "model/quantized/gpu_plugin.h"
 
 namespace {
 
+using retort::cuda::Aligned;
+using retort::cuda::kAllLanes;
+using retort::cuda::kWarp;
+using retort::cuda::Narrow;
+using retort::cuda::OnDevice;
+using retort::cuda::Wide;
+
 constexpr int kThreads = 256;
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
 // Values that a thread takes at a time: 16 bytes of the 16-bit types.
 constexpr int kPack = 8;
 constexpr float kInt8Step = 7.874015718698502e-3f;
 constexpr float kSmallestScale = 1e-38f;
-
-template <typename T>
-__device__ float Wide(T value);
-template <>
-__device__ float Wide<float>(float value) {
-  return value;
-}
-template <>
-__device__ float Wide<__nv_bfloat16>(__nv_bfloat16 value) {
-  return __bfloat162float(value);
-}
-template <>
-__device__ float Wide<__half>(__half value) {
-  return __half2float(value);
-}
-
-template <typename T>
-__device__ T Narrow(float value);
-template <>
-__device__ float Narrow<float>(float value) {
-  return value;
-}
-template <>
-__device__ __nv_bfloat16 Narrow<__nv_bfloat16>(float value) {
-  return __float2bfloat16_rn(value);
-}
-template <>
-__device__ __half Narrow<__half>(float value) {
-  return __float2half_rn(value);
-}
 
 template <typename T>
 struct alignas(16) Pack {
@@ -291,27 +263,6 @@ __global__ void QuantiseInt8(const __half* values, int64_t rows, int64_t columns
     }
   }
 }
-
-// Makes `device` current for the time of a launch.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    error_ = cudaGetDevice(&before_);
-    if (error_ == cudaSuccess && before_ != device) error_ = cudaSetDevice(device);
-    changed_ = before_ != device;
-  }
-  ~OnDevice() {
-    if (changed_) cudaSetDevice(before_);
-  }
-  cudaError_t error() const { return error_; }
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-  cudaError_t error_ = cudaSuccess;
-};
-
-bool Aligned(const void* pointer, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 int ShiftOf(int64_t size) {
   for (int shift = 0; shift < 62; ++shift) {
