@@ -8,6 +8,7 @@
 #include "model/training/aten_training_model.h"
 #include "model/training/cpu_training_model.h"
 #include "model/training/flat_adapter.h"
+#include "model/training/fused_training_model.h"
 
 namespace retort {
 
@@ -46,6 +47,16 @@ absl::StatusOr<std::unique_ptr<TrainingModel>> TrainingModel::Create(ModelWeight
   RETURN_IF_ERROR(PrepareBase(adapter, weights));
   return CatchTorchErrors("training model", [&]() -> absl::StatusOr<std::unique_ptr<TrainingModel>> {
     ASSIGN_OR_RETURN(FlatAdapter flat, FlatAdapter::Create(weights.config, adapter, weights.embed_tokens.device()));
+    const bool fused = FusedTrainingSupports(weights, flat);
+    if (options.gradient_checkpointing == GradientCheckpointing::kAlways && !fused) {
+      return absl::UnimplementedError(
+          "gradient checkpointing is not supported with DoRA, trained biases or whole modules, quantised weights, latent "
+          "attention or experts; leave it out, or train without those");
+    }
+    if (fused && (weights.embed_tokens.is_cuda() ||
+                  options.gradient_checkpointing == GradientCheckpointing::kAlways)) {
+      return MakeFusedTrainingModel(std::move(weights), adapter, options);
+    }
     const bool packed = weights.embed_tokens.is_cpu() && options.compute_dtype == at::kFloat &&
                         CpuTrainingSupports(weights.config) && flat.plain() && !HasQuantized(weights);
     return packed ? MakeCpuTrainingModel(std::move(weights), adapter, options)

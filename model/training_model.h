@@ -37,10 +37,21 @@ struct ParameterSlice {
   bool decay = true;  // whether weight decay is for it, as transformers' Trainer decides: not for biases and norms
 };
 
+// Whether layers keep what their backward pass wants, or compute it again from their input.
+enum class GradientCheckpointing {
+  kAuto,   // as many keep it as the device's memory allows
+  kNever,  // all keep it
+  kAlways,
+};
+
 struct TrainingModelOptions {
   c10::ScalarType compute_dtype =
       c10::ScalarType::Float;  // of activations and base weights; A, B, gradients and their sums stay f32
   double lora_dropout = 0.0;
+  // The same inputs give the same bits on the same kind of hardware. Without it a GPU's attention may be faster.
+  bool deterministic = true;
+  // kAlways is refused where FusedTrainingModel does not compute the model; the others keep everything there.
+  GradientCheckpointing gradient_checkpointing = GradientCheckpointing::kAuto;
 };
 
 // One thread calls it at a time. The same inputs on the same kind of hardware with the same number of threads give the

@@ -1,6 +1,7 @@
 #include "model/weights.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
@@ -225,14 +226,16 @@ ModelWeights RandomWeights(const ModelConfig& config, c10::ScalarType dtype, c10
   weights.config = config;
   FillDerived(weights.config);
   weights.config.dtype = dtype;
-  at::Generator generator = at::detail::createCPUGenerator(seed);
+  at::Generator generator = device.is_cpu() ? at::detail::createCPUGenerator(seed)
+                                            : at::globalContext().defaultGenerator(device);
+  generator.set_current_seed(seed);
   const auto draw = [&](const TensorPlace& place) {
     if (place.name.ends_with("norm.weight")) {
       *place.tensor = at::ones(place.shape, at::TensorOptions(dtype).device(device));
     } else if (place.name.ends_with("bias")) {
       *place.tensor = at::zeros(place.shape, at::TensorOptions(dtype).device(device));
     } else {
-      *place.tensor = at::empty(place.shape, at::kFloat).normal_(0.0, 0.02, generator).to(device, dtype);
+      *place.tensor = at::empty(place.shape, device).normal_(0.0, 0.02, generator).to(dtype);
     }
     return absl::OkStatus();
   };

@@ -141,7 +141,7 @@ absl::StatusOr<ModelWeights> LoadWeightsFrom(TensorSource& source, const ModelCo
                                              std::optional<c10::ScalarType> dtype, c10::Device device,
                                              const std::string& where, const BaseQuantisation& quantisation = {});
 
-// Random weights (normal, std 0.02; norms 1) at a config's shapes: for benchmarks and tests.
+// Random weights (normal, std 0.02; norms 1) at a config's shapes, drawn on the device: for benchmarks and tests.
 ModelWeights RandomWeights(const ModelConfig& config, c10::ScalarType dtype, c10::Device device, uint64_t seed);
 
 // Every tensor by its name in the files, in the model's order; a tied lm_head is left out, quantised modules are

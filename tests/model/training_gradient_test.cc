@@ -11,6 +11,7 @@
 #include "model/sft_example.h"
 #include "model/training/aten_training_model.h"
 #include "model/training/dropout.h"
+#include "model/training/fused_training_model.h"
 #include "model/training_model.h"
 #include "tests/model/training_reference.h"
 
@@ -158,6 +159,10 @@ TEST_P(TrainingGradientTest, EqualsAutogradInF64) { ExpectAutogradsGradient(GetP
 
 TEST_P(TrainingGradientTest, ThroughAtenEqualsAutogradInF64) {
   ExpectAutogradsGradient(GetParam(), &MakeAtenTrainingModel);
+}
+
+TEST_P(TrainingGradientTest, FusedEqualsAutogradInF64) {
+  ExpectAutogradsGradient(GetParam(), &MakeFusedTrainingModel);
 }
 
 INSTANTIATE_TEST_SUITE_P(
