@@ -91,8 +91,7 @@ double AttentionOf(const ModelWeights& weights, int64_t sequence_length, int64_t
   std::vector<int64_t> offsets;
   for (int64_t i = 0; i <= batch_size; ++i) offsets.push_back(i * sequence_length);
   const PackedSamples samples(offsets, q.device());
-  const AttentionOptions attention{
-      .scale = config.attention_scale, .window = config.window(0), .deterministic = false};
+  const AttentionOptions attention{.scale = config.attention_scale, .window = config.window(0), .deterministic = false};
   return Median(q.device(), repeats, [&] {
     for (size_t i = 0; i < weights.layers.size(); ++i) {
       AttentionTape tape;

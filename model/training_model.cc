@@ -50,11 +50,10 @@ absl::StatusOr<std::unique_ptr<TrainingModel>> TrainingModel::Create(ModelWeight
     const bool fused = FusedTrainingSupports(weights, flat);
     if (options.gradient_checkpointing == GradientCheckpointing::kAlways && !fused) {
       return absl::UnimplementedError(
-          "gradient checkpointing is not supported with DoRA, trained biases or whole modules, quantised weights, latent "
-          "attention or experts; leave it out, or train without those");
+          "gradient checkpointing is not supported with DoRA, adapted embeddings, whole modules, quantised weights, "
+          "latent attention or experts; leave it out, or train without those");
     }
-    if (fused && (weights.embed_tokens.is_cuda() ||
-                  options.gradient_checkpointing == GradientCheckpointing::kAlways)) {
+    if (fused && (weights.embed_tokens.is_cuda() || options.gradient_checkpointing == GradientCheckpointing::kAlways)) {
       return MakeFusedTrainingModel(std::move(weights), adapter, options);
     }
     const bool packed = weights.embed_tokens.is_cpu() && options.compute_dtype == at::kFloat &&

@@ -111,13 +111,18 @@ absl::StatusOr<FlatAdapter> FlatAdapter::Create(const ModelConfig& model, const 
   return flat;
 }
 
-bool FlatAdapter::plain() const {
+bool FlatAdapter::low_rank() const {
   if (!full_.empty()) return false;
-  return std::all_of(slots_.begin(), slots_.end(), [&](const AdapterSlot& slot) {
+  return std::all_of(slots_.begin(), slots_.end(), [](const AdapterSlot& slot) {
     const bool in_layers = slot.name != kEmbeddingModule && slot.name != kHeadModule;
-    return slot.rank == rank() && slot.scaling == scaling() && in_layers && slot.experts == 0 &&
-           slot.magnitude_offset < 0;
+    return in_layers && slot.experts == 0 && slot.magnitude_offset < 0;
   });
+}
+
+bool FlatAdapter::plain() const {
+  return low_rank() && std::all_of(slots_.begin(), slots_.end(), [this](const AdapterSlot& slot) {
+           return slot.rank == rank() && slot.scaling == scaling();
+         });
 }
 
 const AdapterSlot* FlatAdapter::Find(absl::string_view module) const {

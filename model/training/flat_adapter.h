@@ -45,7 +45,9 @@ class FlatAdapter {
   const at::Tensor& flat() const { return flat_; }
   const LoraConfig& config() const { return frozen_.config; }
 
-  // Whether every module is a layer's, of one rank and one scaling, and there is nothing but A and B.
+  // Whether there is nothing but A and B of linear modules in layers.
+  bool low_rank() const;
+  // Whether moreover every module has one rank and one scaling.
   bool plain() const;
   // Those of a plain adapter.
   int64_t rank() const { return slots_.front().rank; }

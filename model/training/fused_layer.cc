@@ -35,11 +35,11 @@ FusedLayer::FusedLayer(const ModelConfig& config, int64_t index, const LayerWeig
       post_attention_norm_(weights.post_attention_norm),
       q_norm_(weights.q_norm),
       k_norm_(weights.k_norm),
-      qkv_(Fuse(ModulesOf(config.fused_projections ? std::vector{kQkv} : std::vector{kQ, kK, kV}, index, weights,
-                          adapter))),
+      qkv_(Fuse(
+          ModulesOf(config.fused_projections ? std::vector{kQkv} : std::vector{kQ, kK, kV}, index, weights, adapter))),
       o_(Fuse(ModulesOf({kO}, index, weights, adapter))),
-      gate_up_(Fuse(ModulesOf(config.fused_projections ? std::vector{kGateUp} : std::vector{kGate, kUp}, index,
-                              weights, adapter))),
+      gate_up_(Fuse(ModulesOf(config.fused_projections ? std::vector{kGateUp} : std::vector{kGate, kUp}, index, weights,
+                              adapter))),
       down_(Fuse(ModulesOf({kDown}, index, weights, adapter))) {}
 
 void FusedLayer::AppendBlocks(std::vector<FlatBlock>& blocks) const {
@@ -47,8 +47,8 @@ void FusedLayer::AppendBlocks(std::vector<FlatBlock>& blocks) const {
 }
 
 int64_t FusedLayer::TapeWidth() const {
-  const int64_t normed = config_.qk_norm ? (config_.num_attention_heads + config_.num_key_value_heads) * config_.head_dim
-                                         : 0;
+  const int64_t normed =
+      config_.qk_norm ? (config_.num_attention_heads + config_.num_key_value_heads) * config_.head_dim : 0;
   const int64_t lows = 2 * (qkv_.low() + o_.low() + gate_up_.low() + down_.low());
   const int64_t statistics = 4 * config_.num_attention_heads;
   return config_.hidden_size + qkv_.out_features() + normed + o_.in_features() + gate_up_.out_features() + lows +
@@ -57,8 +57,8 @@ int64_t FusedLayer::TapeWidth() const {
 
 int64_t FusedLayer::WorkWidth() const {
   // The gradient stream, a norm and its gradient beside the wider of SwiGLU's and attention's gradients.
-  return 4 * config_.hidden_size + std::max(down_.in_features() + down_.low(),
-                                            2 * qkv_.out_features() + qkv_.low() + 2 * o_.in_features());
+  return 4 * config_.hidden_size +
+         std::max(down_.in_features() + down_.low(), 2 * qkv_.out_features() + qkv_.low() + 2 * o_.in_features());
 }
 
 Wide FusedLayer::MakeGradientStream(const std::vector<FusedLayer>& layers, int64_t tokens) {

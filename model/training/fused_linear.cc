@@ -78,9 +78,7 @@ Wide FusedLinear::MakeInput(int64_t tokens) const {
   return x;
 }
 
-Wide FusedLinear::MakeOutputGradient(int64_t tokens) const {
-  return MakeWide(tokens, out_, low_, operand_.options());
-}
+Wide FusedLinear::MakeOutputGradient(int64_t tokens) const { return MakeWide(tokens, out_, low_, operand_.options()); }
 
 at::Tensor FusedLinear::Forward(const Wide& x, const Masks& masks, at::Tensor& y) const {
   at::Tensor low;
@@ -125,8 +123,7 @@ void FusedLinear::BackwardAdapters(const at::Tensor& dy, const at::Tensor& d_low
   for (size_t i = 0; i < parts_.size(); ++i) {
     const Part& part = parts_[i];
     const AdapterSlot& slot = *part.slot;
-    at::Tensor d_b =
-        TransposedProduct(dy.narrow(1, part.row, slot.out_features), low.narrow(1, part.first, part.rank));
+    at::Tensor d_b = TransposedProduct(dy.narrow(1, part.row, slot.out_features), low.narrow(1, part.first, part.rank));
     adapter.B(slot, gradient).copy_(d_b.mul_(slot.scaling));
     adapter.A(slot, gradient)
         .copy_(masks.empty() ? d_a.narrow(0, part.first, part.rank)

@@ -4,8 +4,8 @@
 //   operand = [ W  sB  b ]   [out + low, in + low]     y   = [x, x A^T, 1] [W, sB, b]^T
 //             [ A   0  0 ]                             dx  = [dy, dy sB] [W; A]
 //
-// with W, sB and A of the modules below (beside) one another. Matrices that a product reads so are Wide: they have `low`
-// columns more than their own.
+// with W, sB and A of the modules below (beside) one another. Matrices that a product reads so are Wide: they have
+// `low` columns more than their own.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -43,7 +43,8 @@ class FusedLinear {
   // Where the modules' A and B go when an optimizer has changed them.
   void AppendBlocks(std::vector<FlatBlock>& blocks) const;
 
-  // What Forward wants for x, BackwardInput for dy: columns beside `main` are what they must be. Uninitialised otherwise.
+  // What Forward wants for x, BackwardInput for dy: columns beside `main` are what they must be. Uninitialised
+  // otherwise.
   Wide MakeInput(int64_t tokens) const;
   Wide MakeOutputGradient(int64_t tokens) const;
 
@@ -55,8 +56,8 @@ class FusedLinear {
 
   // dx [tokens, in] from dy.main, unless it is undefined. Returns dy sB [tokens, ranks], which BackwardAdapters wants.
   at::Tensor BackwardInput(const Wide& dy, const Masks& masks, at::Tensor& dx) const;
-  // The adapters' gradients into `gradient`, which is laid out as `adapter`'s buffer. `dy` [tokens, out]; `x`: Forward's
-  // x.main; `low`: what Forward returned, `d_low`: what BackwardInput did.
+  // The adapters' gradients into `gradient`, which is laid out as `adapter`'s buffer. `dy` [tokens, out]; `x`:
+  // Forward's x.main; `low`: what Forward returned, `d_low`: what BackwardInput did.
   void BackwardAdapters(const at::Tensor& dy, const at::Tensor& d_low, const at::Tensor& x, const at::Tensor& low,
                         const Masks& masks, const FlatAdapter& adapter, at::Tensor& gradient) const;
 

@@ -191,12 +191,8 @@ class FusedTrainingModel final : public TrainingModel {
 
 bool FusedTrainingSupports(const ModelWeights& weights, const FlatAdapter& adapter) {
   const ModelConfig& config = weights.config;
-  if (config.mla.has_value() || config.moe.has_value() || config.rope.interleaved || HasQuantized(weights)) return false;
-  if (!adapter.full().empty() || adapter.slots().empty()) return false;
-  for (const AdapterSlot& slot : adapter.slots()) {
-    if (slot.experts > 0 || slot.magnitude_offset >= 0) return false;
-  }
-  return true;
+  return !config.mla.has_value() && !config.moe.has_value() && !config.rope.interleaved && !HasQuantized(weights) &&
+         adapter.low_rank() && !adapter.slots().empty();
 }
 
 absl::StatusOr<std::unique_ptr<TrainingModel>> MakeFusedTrainingModel(ModelWeights weights, const LoraAdapter& adapter,

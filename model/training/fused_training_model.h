@@ -1,5 +1,5 @@
-// TrainingModel with a backward pass written by hand for LoRA over frozen weights: no gradient, no copy and no pass that
-// they do not need. docs/architecture.md, "A training step", has its tapes and its memory.
+// TrainingModel with a backward pass written by hand for LoRA over frozen weights: no gradient, no copy and no pass
+// that they do not need. docs/architecture.md, "A training step", has its tapes and its memory.
 #pragma once
 
 #include <memory>

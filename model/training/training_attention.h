@@ -27,12 +27,12 @@ struct AttentionOptions {
 };
 
 struct AttentionTape {
-  at::Tensor log_sum;  // of a row's scores; its layout is the implementation's
+  at::Tensor log_sum;            // of a row's scores; its layout is the implementation's
   at::Tensor rng_state, offset;  // what flash and cuDNN pass from one to the other
 };
 
-// q [tokens, heads, dim], k and v [tokens, kv_heads, dim]: views with stride 1 in the last dimension. On a GPU in bf16 or
-// f16 it is flash attention (Dao 2023, arXiv:2307.08691), or where bits may differ and all samples are of one length
+// q [tokens, heads, dim], k and v [tokens, kv_heads, dim]: views with stride 1 in the last dimension. On a GPU in bf16
+// or f16 it is flash attention (Dao 2023, arXiv:2307.08691), or where bits may differ and all samples are of one length
 // cuDNN's, which takes half the time; elsewhere blocks of ATen products. Returns [tokens, heads, dim].
 at::Tensor AttendForward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const PackedSamples& samples,
                          const AttentionOptions& options, AttentionTape& tape);

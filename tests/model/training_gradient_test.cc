@@ -161,9 +161,7 @@ TEST_P(TrainingGradientTest, ThroughAtenEqualsAutogradInF64) {
   ExpectAutogradsGradient(GetParam(), &MakeAtenTrainingModel);
 }
 
-TEST_P(TrainingGradientTest, FusedEqualsAutogradInF64) {
-  ExpectAutogradsGradient(GetParam(), &MakeFusedTrainingModel);
-}
+TEST_P(TrainingGradientTest, FusedEqualsAutogradInF64) { ExpectAutogradsGradient(GetParam(), &MakeFusedTrainingModel); }
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, TrainingGradientTest,
@@ -191,6 +189,57 @@ INSTANTIATE_TEST_SUITE_P(
              .rank = 16,
              .lengths = {33, 20}}),
     [](const ::testing::TestParamInfo<Case>& info) { return info.param.name; });
+
+// What the reference above has not: the norms of heads, windows, fused modules, heads turned in part.
+TEST(FusedTrainingTest, EqualsAtenInEveryFamily) {
+  ModelConfig qwen3 = Config(6, 2, 8, 40, 56, 101, true);
+  qwen3.qk_norm = true;
+  ModelConfig phi3 = Config(4, 4, 16, 48, 40, 77, false);
+  phi3.fused_projections = true;
+  phi3.rope.dim = 12;
+  phi3.sliding_window = {0, 5};
+  ModelConfig biased = Config(4, 1, 8, 24, 32, 50, false);
+  biased.qkv_bias = biased.o_bias = biased.mlp_bias = true;
+  at::set_num_threads(1);
+  for (const ModelConfig& config : {qwen3, phi3, biased}) {
+    std::mt19937 random(23);
+    ModelWeights weights = RandomWeights(config, at::kFloat, at::kCPU, 3);
+    ConvertWeights(weights, [&](const at::Tensor& t) { return t * 5.0 + Normal(random, t.sizes(), 0.1); });
+    const LoraAdapter adapter = Adapter(
+        random, config, 3, {"q_proj", "v_proj", "o_proj", "qkv_proj", "gate_up_proj", "gate_proj", "down_proj"});
+    const MicroBatch batch = Batch(random, config.vocab_size, {19, 1, 8}, 0.3);
+    std::vector<at::Tensor> gradients;
+    std::vector<double> losses;
+    const auto run = [&](Factory make, GradientCheckpointing checkpointing) {
+      auto model = make(weights, adapter, {.gradient_checkpointing = checkpointing});
+      ASSERT_TRUE(model.ok()) << model.status();
+      gradients.push_back(at::full({(*model)->flat_parameters().numel()}, 7.0, at::kFloat));
+      const auto sum = (*model)->ForwardBackward(batch, 0.5, 1, gradients.back());
+      ASSERT_TRUE(sum.ok()) << sum.status();
+      losses.push_back(sum->loss);
+      EXPECT_NEAR((*model)->Loss(batch)->loss, sum->loss, 1e-5 * sum->loss);
+    };
+    run(&MakeAtenTrainingModel, GradientCheckpointing::kNever);
+    run(&MakeFusedTrainingModel, GradientCheckpointing::kNever);
+    run(&MakeFusedTrainingModel, GradientCheckpointing::kAlways);
+    ASSERT_EQ(gradients.size(), 3u);
+    EXPECT_NEAR(losses[0], losses[1], 1e-5 * losses[0]);
+    EXPECT_LE((gradients[0] - gradients[1]).abs().max().item<float>(), 2e-5F * gradients[0].abs().max().item<float>());
+    EXPECT_TRUE(at::equal(gradients[1], gradients[2])) << "computed again it must be the same";
+  }
+}
+
+TEST(FusedTrainingTest, CheckpointingIsRefusedWhereItIsNot) {
+  std::mt19937 random(2);
+  const ModelConfig config = Config(4, 2, 8, 32, 48, 61, true);
+  const ModelWeights weights = Weights(random, config);
+  LoraAdapter adapter = Adapter(random, config, 4, kAllLinear);
+  const TrainingModelOptions options{.gradient_checkpointing = GradientCheckpointing::kAlways};
+  EXPECT_TRUE(TrainingModel::Create(weights, adapter, options).ok());
+  adapter.config.use_dora = true;
+  for (auto& [name, pair] : adapter.modules) pair.magnitude = at::ones({pair.b.size(0)});
+  EXPECT_EQ(TrainingModel::Create(weights, adapter, options).status().code(), absl::StatusCode::kUnimplemented);
+}
 
 class TrainingModelTest : public ::testing::Test {
  protected:
