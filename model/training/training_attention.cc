@@ -70,7 +70,7 @@ void FlashBackward(const at::Tensor& d_out, const at::Tensor& q, const at::Tenso
                    const AttentionOptions& options, at::Tensor& dq, at::Tensor& dk, at::Tensor& dv) {
   const Deterministic deterministic(options.deterministic);
   // Read only where there is dropout.
-  const at::Tensor rng_state = at::zeros({2}, q.options().dtype(at::kUInt64));
+  const at::Tensor rng_state = at::empty({2}, q.options().dtype(at::kUInt64));
   const at::Tensor unused = at::empty({}, q.options().dtype(at::kUInt64));
   const auto [of_q, of_k, of_v] = at::_flash_attention_backward(
       d_out, q, k, v, out, LogSumByToken(tape).transpose(0, 1).contiguous(), samples.cumulative, samples.cumulative,
