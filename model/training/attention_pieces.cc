@@ -68,8 +68,7 @@ AttentionScratch ScratchOf(const AttentionProblem& problem, const AttentionGraph
   scratch.packed_kv = may_pack && packed_kv < padded_kv;
   scratch.bytes = rows * 4;  // of a row: the product of out and its gradient
   if (group > 1) scratch.bytes += 2 * (scratch.packed_kv ? packed_kv : padded_kv);
-  // Deterministic, dQ is a product with the scores' gradient, which is stored whole.
-  scratch.bytes += problem.deterministic
+  scratch.bytes += problem.stores_scores
                        ? shape.samples * heads * Multiple(shape.length, kTile) * Multiple(shape.length, kTile) * 2
                        : (scratch.packed_q ? packed_q : padded_q);
   return scratch;

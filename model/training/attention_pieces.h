@@ -25,7 +25,7 @@ struct AttentionProblem {
   const int64_t* offsets = nullptr;  // [samples + 1]
   int64_t samples = 0;
   int64_t heads = 0, kv_heads = 0, dim = 0;
-  bool deterministic = false;
+  bool stores_scores = false;           // the scores' gradient, to make dQ in one product
   int64_t q_stride = 0, kv_stride = 0;  // of a token in dq and in dk and dv, in elements
 };
 

@@ -33,7 +33,10 @@ constexpr int64_t kPreferredScratch = int64_t{3} << 29;
 constexpr int64_t kLargestScratch = int64_t{4} << 30;
 
 constexpr int64_t kAlignment = 256;
-constexpr size_t kOldestCudnn = 90600;  // the first with key heads shared by query heads in ragged batches
+constexpr size_t kOldestCudnn = 90600;   // the first with key heads shared by query heads in ragged batches
+constexpr size_t kOrderedCudnn = 92500;  // the first that adds up dQ in a fixed order on Hopper
+// How the front end is asked for that order: it must not store the scores' gradient.
+constexpr char kScoresLimit[] = "CUDNN_FRONTEND_ATTN_DP_WORKSPACE_LIMIT";
 
 thread_local std::string last_message;
 
@@ -58,6 +61,13 @@ class Cudnn {
 
   std::mutex& mutex() { return mutex_; }
   AttentionPlans& plans() { return plans_; }
+
+  // Whether a deterministic backward pass stores the scores' gradient.
+  bool StoresScores(int device) const {
+    int major = 0;
+    const bool known = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess;
+    return !(orders_ && known && major == 9);
+  }
 
   // Null, and why: it cannot be had on this device, which is the current one.
   cudnnHandle_t HandleFor(int device, std::string& why) {
@@ -95,6 +105,9 @@ class Cudnn {
       return;
     }
     const size_t version = cudnn_frontend::detail::get_backend_version();
+    if (version >= kOrderedCudnn) setenv(kScoresLimit, "0", /*overwrite=*/0);
+    const char* const limit = getenv(kScoresLimit);
+    orders_ = version >= kOrderedCudnn && limit != nullptr && std::string(limit) == "0";
     if (version < kOldestCudnn) {
       error_ = "cuDNN " + std::to_string(version) + " is older than " + std::to_string(kOldestCudnn);
     }
@@ -103,6 +116,7 @@ class Cudnn {
   std::mutex mutex_;
   bool opened_ = false;
   std::string error_;
+  bool orders_ = false;
   std::map<int, cudnnHandle_t> handles_;
   AttentionPlans plans_;
 };
@@ -135,7 +149,7 @@ class Pass {
     std::string why;
     const cudnnHandle_t handle = cudnn.HandleFor(caller_.device, why);
     if (handle == nullptr) return Unsupported(why);
-    const AttentionProblem problem = Problem();
+    const AttentionProblem problem = Problem(cudnn);
     const std::vector<AttentionPiece> pieces =
         backward_ ? CutBackward(problem, kPreferredScratch, kLargestScratch)
                   : std::vector<AttentionPiece>{{0, batch_.samples, 0, batch_.kv_heads}};
@@ -202,13 +216,13 @@ class Pass {
     return 0;
   }
 
-  AttentionProblem Problem() const {
+  AttentionProblem Problem(const Cudnn& cudnn) const {
     return {.offsets = batch_.offsets,
             .samples = batch_.samples,
             .heads = batch_.heads,
             .kv_heads = batch_.kv_heads,
             .dim = batch_.dim,
-            .deterministic = batch_.deterministic != 0,
+            .stores_scores = batch_.deterministic != 0 && cudnn.StoresScores(caller_.device),
             .q_stride = StrideOf(kDQ),
             .kv_stride = std::max(StrideOf(kDK), StrideOf(kDV))};
   }
@@ -232,7 +246,7 @@ class Pass {
     key.out = StrideOf(kOut);
     if (backward_) {
       const AttentionScratch scratch = ScratchOf(problem, shape, piece.kv_count);
-      key.deterministic = problem.deterministic;
+      key.deterministic = batch_.deterministic != 0;
       key.packed_q = scratch.packed_q;
       key.packed_kv = scratch.packed_kv;
       if (key.packed_q || key.packed_kv) key.tokens = shape.tokens;

@@ -75,13 +75,13 @@ TEST(AttentionPiecesTest, ShapesAreFew) {
   EXPECT_FALSE(internal::IsDense(odd.data(), 0));
 }
 
-AttentionProblem Llama(const std::vector<int64_t>& offsets, bool deterministic) {
+AttentionProblem Llama(const std::vector<int64_t>& offsets, bool stores_scores) {
   return {.offsets = offsets.data(),
           .samples = static_cast<int64_t>(offsets.size()) - 1,
           .heads = 32,
           .kv_heads = 8,
           .dim = 128,
-          .deterministic = deterministic,
+          .stores_scores = stores_scores,
           .q_stride = 6144,
           .kv_stride = 6144};
 }
