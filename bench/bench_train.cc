@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <sys/resource.h>
+#include <torch/csrc/autograd/profiler_kineto.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -43,6 +45,7 @@ struct Options {
   bool deterministic = true;
   bool floor = false;
   std::string checkpointing = "auto";
+  std::string trace;
   bool json = false;
 };
 
@@ -166,6 +169,17 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
       seconds.push_back(Seconds() - start);
     }
   }
+  if (!options.trace.empty()) {
+    using torch::profiler::impl::ActivityType;
+    const std::set<ActivityType> activities{ActivityType::CPU, ActivityType::CUDA};
+    const torch::profiler::impl::ProfilerConfig config(torch::profiler::impl::ProfilerState::KINETO);
+    torch::autograd::profiler::prepareProfiler(config, activities);
+    torch::autograd::profiler::enableProfiler(config, activities);
+    RETURN_IF_ERROR(model->ForwardBackward(batch, 1.0 / trained, 0, gradient).status());
+    optimizer.Step(gradient, model->flat_parameters());
+    bench::Synchronize(device);
+    torch::autograd::profiler::disableProfiler()->save(options.trace);
+  }
   const double speed = tokens / Median(seconds);
   result["tokens_per_second"] = speed;
   result["tflops"] = speed * bench::TrainFlopsPerToken(config, options.sequence_length) / 1e12;
@@ -198,6 +212,7 @@ int Main(int argc, char** argv) {
   app.add_option("--gradient-checkpointing", options.checkpointing, "auto: where memory wants it")
       ->check(CLI::IsMember({"auto", "true", "false"}));
   app.add_flag("--floor", options.floor, "Also times the frozen model's products and attention alone (GPU)");
+  app.add_option("--trace", options.trace, "Writes one more step's kernels there, as a Chrome trace");
   app.add_flag("--json", options.json, "One JSON object");
   CLI11_PARSE(app, argc, argv);
   const absl::StatusOr<nlohmann::json> result = Run(options);

@@ -87,7 +87,7 @@ double AttentionOf(const ModelWeights& weights, int64_t sequence_length, int64_t
   const auto heads = [&](int64_t count) { return at::randn({tokens, count, config.head_dim}, options); };
   const at::Tensor q = heads(config.num_attention_heads), d_out = heads(config.num_attention_heads);
   const at::Tensor k = heads(config.num_key_value_heads), v = heads(config.num_key_value_heads);
-  at::Tensor dq = at::empty_like(q), dk = at::empty_like(k), dv = at::empty_like(v);
+  at::Tensor out = at::empty_like(q), dq = at::empty_like(q), dk = at::empty_like(k), dv = at::empty_like(v);
   std::vector<int64_t> offsets;
   for (int64_t i = 0; i <= batch_size; ++i) offsets.push_back(i * sequence_length);
   const PackedSamples samples(offsets, q.device());
@@ -95,7 +95,7 @@ double AttentionOf(const ModelWeights& weights, int64_t sequence_length, int64_t
   return Median(q.device(), repeats, [&] {
     for (size_t i = 0; i < weights.layers.size(); ++i) {
       AttentionTape tape;
-      const at::Tensor out = internal::AttendForward(q, k, v, samples, attention, tape);
+      internal::AttendForward(q, k, v, samples, attention, out, tape);
       internal::AttendBackward(d_out, q, k, v, out, tape, samples, attention, dq, dk, dv);
     }
   });

@@ -91,27 +91,22 @@ AttentionOptions FusedLayer::AttentionOf(const FusedPass& pass) const {
 
 void FusedLayer::NormHeads(const FusedPass& pass, Wide& qkv, LayerTape& tape) const {
   const int64_t heads = config_.num_attention_heads;
-  const auto norm = [&](int64_t first, int64_t count, const at::Tensor& weight, at::Tensor& before) {
-    at::Tensor part = Heads(qkv.main, first, count);
-    before = part.reshape({-1, config_.head_dim}).clone();
-    at::Tensor normed = at::empty_like(before);
-    pass.ops->RmsNorm(before, weight, config_.rms_norm_eps, normed);
-    part.copy_(normed.view(part.sizes()));
-  };
-  norm(0, heads, q_norm_, tape.q_before);
-  norm(heads, config_.num_key_value_heads, k_norm_, tape.k_before);
+  tape.before = qkv.main.narrow(1, 0, (heads + config_.num_key_value_heads) * config_.head_dim).clone();
+  at::Tensor q = Heads(qkv.main, 0, heads);
+  at::Tensor k = Heads(qkv.main, heads, config_.num_key_value_heads);
+  pass.ops->RmsNorm(Heads(tape.before, 0, heads), q_norm_, config_.rms_norm_eps, q);
+  pass.ops->RmsNorm(Heads(tape.before, heads, config_.num_key_value_heads), k_norm_, config_.rms_norm_eps, k);
 }
 
 void FusedLayer::NormHeadsBackward(const FusedPass& pass, const LayerTape& tape, Wide& d_qkv) const {
   const int64_t heads = config_.num_attention_heads;
-  const auto back = [&](int64_t first, int64_t count, const at::Tensor& weight, const at::Tensor& before) {
-    at::Tensor part = Heads(d_qkv.main, first, count);
-    at::Tensor gradient = part.reshape({-1, config_.head_dim}).clone();
-    pass.ops->RmsNormBackward(gradient, before, weight, config_.rms_norm_eps, at::Tensor(), gradient);
-    part.copy_(gradient.view(part.sizes()));
+  const auto back = [&](int64_t first, int64_t count, const at::Tensor& weight) {
+    at::Tensor gradient = Heads(d_qkv.main, first, count);
+    pass.ops->RmsNormBackward(gradient, Heads(tape.before, first, count), weight, config_.rms_norm_eps, at::Tensor(),
+                              gradient);
   };
-  back(0, heads, q_norm_, tape.q_before);
-  back(heads, config_.num_key_value_heads, k_norm_, tape.k_before);
+  back(0, heads, q_norm_);
+  back(heads, config_.num_key_value_heads, k_norm_);
 }
 
 at::Tensor FusedLayer::Forward(const FusedPass& pass, const at::Tensor& input, LayerTape& tape) const {
@@ -130,10 +125,10 @@ at::Tensor FusedLayer::Forward(const FusedPass& pass, const at::Tensor& input, L
   pass.ops->Rotate(turned, heads + kv_heads, pass.cos, pass.sin, /*inverse=*/false);
 
   tape.attended = o_.MakeInput(tokens);
-  tape.attended.main.copy_(AttendForward(Heads(tape.qkv.main, 0, heads), Heads(tape.qkv.main, heads, kv_heads),
-                                         Heads(tape.qkv.main, heads + kv_heads, kv_heads), *pass.samples,
-                                         AttentionOf(pass), tape.attention)
-                               .flatten(1));
+  at::Tensor attended = Heads(tape.attended.main, 0, heads);
+  AttendForward(Heads(tape.qkv.main, 0, heads), Heads(tape.qkv.main, heads, kv_heads),
+                Heads(tape.qkv.main, heads + kv_heads, kv_heads), *pass.samples, AttentionOf(pass), attended,
+                tape.attention);
   at::Tensor added = at::empty_like(input);
   tape.o_low = o_.Forward(tape.attended, MasksOf(pass, o_, tokens), added);
   tape.middle = input + added;

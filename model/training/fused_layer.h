@@ -26,9 +26,9 @@ struct FusedPass {
 
 // What a layer's forward pass leaves for its backward pass. Norms and SwiGLU are computed again.
 struct LayerTape {
-  at::Tensor input;               // [tokens, hidden]
-  Wide qkv;                       // rotated, and normed where the model does
-  at::Tensor q_before, k_before;  // [tokens * heads, head_dim], before the norm of heads; undefined without one
+  at::Tensor input;   // [tokens, hidden]
+  Wide qkv;           // rotated, and normed where the model does
+  at::Tensor before;  // its queries and keys before the norm of heads; undefined without one
   Wide attended;
   AttentionTape attention;
   at::Tensor middle;  // after attention
