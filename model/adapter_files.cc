@@ -162,8 +162,9 @@ absl::Status CheckComplete(const std::string& path, const std::map<std::string, 
       return absl::InvalidArgumentError(absl::StrCat(path, ": module \"", place.name, "\" lacks ", part));
     }
     const auto leaf = [](const std::string& name) { return name.substr(name.rfind('.') + 1); };
-    const bool elsewhere = std::any_of(adapter.modules.begin(), adapter.modules.end(),
-                                       [&](const auto& entry) { return leaf(entry.first) == leaf(place.name); });
+    const bool elsewhere =
+        std::any_of(adapter.modules.begin(), adapter.modules.end(),
+                    [&, wanted = leaf(place.name)](const auto& entry) { return leaf(entry.first) == wanted; });
     if (targets_in_tensors || elsewhere) continue;
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": has no tensors of module \"", place.name, "\", which target_modules names"));

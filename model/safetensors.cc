@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -192,6 +193,15 @@ absl::Status CheckCoverage(const std::map<std::string, Entry>& entries, uint64_t
   return absl::OkStatus();
 }
 
+// Takes a tensor's pages out of the process when nothing looks at it any more, so that a model that is copied as it is
+// loaded is not in memory twice; they stay in the page cache.
+void LeavePages(void* data, uint64_t bytes) {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 }  // namespace
 
 struct SafetensorsFile::Mapping {
@@ -292,8 +302,8 @@ absl::StatusOr<at::Tensor> SafetensorsFile::Get(const std::string& name) const {
       std::memcpy(copy.mutable_data_ptr(), address, entry.end - entry.begin);
       return copy;
     }
-    return at::from_blob(
-        address, entry.shape, [keep = mapping_](void*) {}, options);
+    const auto release = [keep = mapping_, bytes = entry.end - entry.begin](void* data) { LeavePages(data, bytes); };
+    return at::from_blob(address, entry.shape, release, options);
   });
 }
 

@@ -197,7 +197,7 @@ class AtenTrainingModel final : public TrainingModel {
   }
 
   void TakeGradients(const Trained& trained, const at::Tensor& head, at::Tensor& gradient) const {
-    const auto take = [](const at::Tensor& leaf, at::Tensor out) {
+    const auto take = [](const at::Tensor& leaf, const at::Tensor& out) {
       if (leaf.grad().defined()) out.copy_(leaf.grad());
     };
     for (const AdapterSlot& slot : adapter_.slots()) {

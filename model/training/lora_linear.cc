@@ -97,7 +97,7 @@ struct LoraLinearFunction : torch::autograd::Function<LoraLinearFunction> {
     const at::Tensor a = saved[2].to(x.scalar_type());
     const at::Tensor b = saved[3].to(x.scalar_type());
     const double scaling = context->saved_data["scaling"].toDouble();
-    const at::Tensor dy = grads[0];
+    const at::Tensor& dy = grads[0];
     const at::Tensor db = TransposedProduct(dy, low).mul_(scaling);
     const at::Tensor d_low = at::mm(dy, b).mul_(scaling);
     const at::Tensor da = TransposedProduct(d_low, Dropped(x, mask));

@@ -26,6 +26,7 @@ void Check(int32_t code, RetortBytes message) {
 }  // namespace
 
 std::vector<std::string> Seeds() {
+  // NOLINTBEGIN(bugprone-suspicious-missing-comma): each is longer than a line
   return {
       "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m.content|string|trim + '<|im_end|>' + '\\n' "
       "}}{% endfor %}"
@@ -54,6 +55,7 @@ std::vector<std::string> Seeds() {
       "'b').next() }}"
       "{{ dict(a=1, b=[2])|items|list }}{{ 1 if messages else 2 }}{{ not none is defined }}{% break %}",
   };
+  // NOLINTEND(bugprone-suspicious-missing-comma)
 }
 
 }  // namespace retort
