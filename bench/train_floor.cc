@@ -46,6 +46,7 @@ double ProductsOf(const ModelWeights& weights, const std::vector<Projection>& gr
   std::vector<at::Tensor> matrices;
   for (size_t i = 0; i < std::min(kCopies, weights.layers.size()); ++i) {
     std::vector<at::Tensor> parts;
+    parts.reserve(group.size());
     for (const Projection projection : group) parts.push_back(weights.layers[i][projection].weight);
     matrices.push_back(parts.size() == 1 ? parts.front() : at::cat(parts, 0));
   }

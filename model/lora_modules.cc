@@ -416,7 +416,7 @@ std::vector<std::pair<std::string, std::vector<int64_t>>> FullTensors(const Mode
   std::vector<std::pair<std::string, std::vector<int64_t>>> full;
   for (auto& [name, shape] : Tensors(model)) {
     bool wanted = std::any_of(config.modules_to_save.begin(), config.modules_to_save.end(),
-                              [&](const auto& saved) { return SavedBy(saved, name); });
+                              [&, &tensor = name](const auto& saved) { return SavedBy(saved, tensor); });
     if (absl::EndsWith(name, ".bias")) {
       wanted = wanted || config.bias == LoraBias::kAll ||
                (config.bias == LoraBias::kLoraOnly && adapted.contains(name.substr(0, name.size() - 5)));

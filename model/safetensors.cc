@@ -173,6 +173,7 @@ absl::StatusOr<Entry> ParseEntry(const json& value, uint64_t data_bytes) {
 // could hide another file.
 absl::Status CheckCoverage(const std::map<std::string, Entry>& entries, uint64_t data_bytes) {
   std::vector<std::pair<const std::string*, const Entry*>> by_offset;
+  by_offset.reserve(entries.size());
   for (const auto& [name, entry] : entries) by_offset.emplace_back(&name, &entry);
   std::sort(by_offset.begin(), by_offset.end(), [](const auto& a, const auto& b) {
     return std::tie(a.second->begin, a.second->end) < std::tie(b.second->begin, b.second->end);
@@ -313,6 +314,7 @@ absl::Status WriteSafetensors(const std::string& path, const std::map<std::strin
                               const std::map<std::string, std::string>& metadata) {
   return CatchTorchErrors(absl::StrCat("write ", path), [&]() -> absl::Status {
     std::vector<SafetensorsEntry> entries;
+    entries.reserve(tensors.size());
     for (const auto& [name, tensor] : tensors) {
       entries.push_back({name, tensor.scalar_type(), tensor.sizes().vec()});
     }

@@ -226,8 +226,8 @@ ModelWeights RandomWeights(const ModelConfig& config, c10::ScalarType dtype, c10
   weights.config = config;
   FillDerived(weights.config);
   weights.config.dtype = dtype;
-  at::Generator generator = device.is_cpu() ? at::detail::createCPUGenerator(seed)
-                                            : at::globalContext().defaultGenerator(device);
+  at::Generator generator =
+      device.is_cpu() ? at::detail::createCPUGenerator(seed) : at::globalContext().defaultGenerator(device);
   generator.set_current_seed(seed);
   const auto draw = [&](const TensorPlace& place) {
     if (place.name.ends_with("norm.weight")) {

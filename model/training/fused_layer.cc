@@ -13,6 +13,7 @@ namespace {
 std::vector<FusedLinear::Module> ModulesOf(const std::vector<Projection>& projections, int64_t layer,
                                            const LayerWeights& weights, const FlatAdapter& adapter) {
   std::vector<FusedLinear::Module> modules;
+  modules.reserve(projections.size());
   for (const Projection projection : projections) {
     modules.push_back(
         {weights[projection], adapter.Find(absl::StrCat("model.layers.", layer, ".", ProjectionName(projection)))});

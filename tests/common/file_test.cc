@@ -65,8 +65,11 @@ TEST_F(FileTest, PublishesAFolderOnce) {
 TEST_F(FileTest, MakesRelativeAndAbsoluteFolders) {
   ASSERT_TRUE(MakeFolders(folder_ + "//a/b/").ok());
   EXPECT_TRUE(std::filesystem::is_directory(folder_ + "/a/b"));
+  const std::filesystem::path before = std::filesystem::current_path();
   std::filesystem::current_path(folder_);
-  ASSERT_TRUE(MakeFolders("c/d").ok());
+  const absl::Status made = MakeFolders("c/d");
+  std::filesystem::current_path(before);  // this folder goes away with the test
+  ASSERT_TRUE(made.ok()) << made;
   EXPECT_TRUE(std::filesystem::is_directory(folder_ + "/c/d"));
   ASSERT_TRUE(WriteFileAtomically(folder_ + "/file", "").ok());
   EXPECT_EQ(MakeFolders(folder_ + "/file").code(), absl::StatusCode::kAlreadyExists);

@@ -81,7 +81,7 @@ class AdapterGoldenTest : public ::testing::TestWithParam<std::string> {
   }
 
   // Clips and makes one step of AdamW, parameter by parameter.
-  void Apply(at::Tensor gradient, size_t step) {
+  void Apply(const at::Tensor& gradient, size_t step) {
     const nlohmann::json& training = expected_.at("training");
     const double norm = gradient.to(at::kDouble).norm().item<double>();
     const double clip = training.at("max_grad_norm").get<double>() / (norm + 1e-6);
