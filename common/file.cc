@@ -69,6 +69,12 @@ absl::Status FsyncPath(const std::string& path) {
 }
 
 absl::StatusOr<AtomicFile> AtomicFile::Create(const std::string& path, int mode) {
+  struct stat info;
+  if (stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode)) {
+    UniqueFd device(open(path.c_str(), O_WRONLY | O_CLOEXEC));
+    if (!device.valid()) return ErrnoStatus(absl::StrCat("open ", path), errno);
+    return AtomicFile(path, /*temporary=*/"", std::move(device));
+  }
   // Random, not the process's id: what a crash leaves must never stand in the way of a later process, which may have
   // the same id (always 1 in a container).
   std::string temporary = absl::StrCat(path, ".tmp.", RandomHex(16));
@@ -78,12 +84,18 @@ absl::StatusOr<AtomicFile> AtomicFile::Create(const std::string& path, int mode)
 }
 
 AtomicFile::~AtomicFile() {
-  if (fd_.valid()) unlink(temporary_.c_str());
+  if (fd_.valid() && !temporary_.empty()) unlink(temporary_.c_str());
 }
 
-absl::Status AtomicFile::Append(absl::string_view contents) { return WriteAll(fd_.get(), contents, temporary_); }
+absl::Status AtomicFile::Append(absl::string_view contents) {
+  return WriteAll(fd_.get(), contents, temporary_.empty() ? path_ : temporary_);
+}
 
 absl::Status AtomicFile::Commit() {
+  if (temporary_.empty()) {
+    fd_.Reset();
+    return absl::OkStatus();
+  }
   if (fsync(fd_.get()) != 0) return ErrnoStatus(absl::StrCat("fsync ", temporary_), errno);
   if (std::rename(temporary_.c_str(), path_.c_str()) != 0) return ErrnoStatus(absl::StrCat("rename to ", path_), errno);
   fd_.Reset();

@@ -59,7 +59,7 @@ class UniqueFd {
 };
 
 // WriteFileAtomically for what is written piece by piece: `path` changes at Commit, all at once; without one nothing is
-// left behind. One thread at a time.
+// left behind. What is there and is no plain file (a device, a pipe) is written into as it is. One thread at a time.
 class AtomicFile {
  public:
   static absl::StatusOr<AtomicFile> Create(const std::string& path, int mode = 0644);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -292,33 +291,28 @@ absl::StatusOr<v1::ImportTracesResponse> SampleClient::ImportJsonl(const std::st
 }
 
 absl::StatusOr<int64_t> SampleClient::ExportJsonl(absl::string_view sample_set_id, const std::string& path) {
-  const std::string temporary = absl::StrCat(path, ".tmp-", NewRequestId());
-  std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
-  if (!out) return ErrnoStatus(absl::StrCat("create ", temporary), errno);
+  constexpr size_t kBufferBytes = size_t{1} << 20;
+  ASSIGN_OR_RETURN(AtomicFile out, AtomicFile::Create(path));
   const bool imported = absl::StartsWith(sample_set_id, kImportPrefix);
   int64_t rows = 0;
-  absl::Status status =
-      ListTraces(sample_set_id, [&](const v1::Prompt& prompt, const v1::Trace& trace) -> absl::Status {
-        if (imported) {
-          out << prompt.row_json() << '\n';
-        } else {
-          ASSIGN_OR_RETURN(const std::string row, TrainingRow(prompt, trace));
-          out << row << '\n';
-        }
-        ++rows;
-        if (!out) return absl::ResourceExhaustedError(absl::StrCat("write ", temporary, ": failed; is the disk full?"));
-        return absl::OkStatus();
-      });
-  out.close();
-  if (status.ok() && !out)
-    status = absl::ResourceExhaustedError(absl::StrCat("write ", temporary, ": failed; is the disk full?"));
-  if (status.ok()) status = FsyncPath(temporary);
-  if (status.ok() && std::rename(temporary.c_str(), path.c_str()) != 0)
-    status = ErrnoStatus(absl::StrCat("rename to ", path), errno);
-  if (!status.ok()) {
-    std::remove(temporary.c_str());
-    return status;
-  }
+  std::string buffer;
+  const auto flush = [&]() -> absl::Status {
+    RETURN_IF_ERROR(out.Append(buffer));
+    buffer.clear();
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(ListTraces(sample_set_id, [&](const v1::Prompt& prompt, const v1::Trace& trace) -> absl::Status {
+    if (imported) {
+      absl::StrAppend(&buffer, prompt.row_json(), "\n");
+    } else {
+      ASSIGN_OR_RETURN(const std::string row, TrainingRow(prompt, trace));
+      absl::StrAppend(&buffer, row, "\n");
+    }
+    ++rows;
+    return buffer.size() < kBufferBytes ? absl::OkStatus() : flush();
+  }));
+  RETURN_IF_ERROR(flush());
+  RETURN_IF_ERROR(out.Commit());
   return rows;
 }
 

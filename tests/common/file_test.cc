@@ -1,5 +1,6 @@
 #include "common/file.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -51,6 +52,20 @@ TEST_F(FileTest, RefusesAFileAboveTheLimit) {
   ASSERT_TRUE(WriteFileAtomically(folder_ + "/big", std::string(100, 'x')).ok());
   EXPECT_EQ(ReadFile(folder_ + "/big", 99).status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(ReadFile(folder_ + "/big", 100).ok());
+}
+
+// As root, a rename would put a plain file in the place of /dev/null.
+TEST_F(FileTest, WritesIntoWhatIsNoPlainFile) {
+  const std::string pipe = folder_ + "/pipe";
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  const UniqueFd reader(open(pipe.c_str(), O_RDONLY | O_NONBLOCK));
+  ASSERT_TRUE(WriteFileAtomically(pipe, "through").ok());
+  char buffer[16] = {};
+  EXPECT_EQ(read(reader.get(), buffer, sizeof(buffer)), 7);
+  EXPECT_STREQ(buffer, "through");
+  EXPECT_TRUE(std::filesystem::is_fifo(pipe));
+  EXPECT_TRUE(WriteFileAtomically("/dev/null", "away").ok());
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
 }
 
 TEST_F(FileTest, PublishesAFolderOnce) {
