@@ -31,7 +31,7 @@ absl::Status VisitedTooLarge(absl::string_view what, size_t bytes) {
 
 }  // namespace
 
-SampleClient::SampleClient(std::shared_ptr<grpc::Channel> channel, v1::TaskRef ref, RetryOptions retry)
+SampleClient::SampleClient(const std::shared_ptr<grpc::Channel>& channel, v1::TaskRef ref, RetryOptions retry)
     : ref_(std::move(ref)), retry_(std::move(retry)), stub_(v1::SampleService::NewStub(channel)) {}
 
 absl::Status SampleClient::Prepare(const SampleSetDeclaration& set, std::vector<v1::Prompt> prompts) {

@@ -29,7 +29,7 @@ struct SampleSetDeclaration {
 class SampleClient {
  public:
   // `ref` goes with every request that a task may make; users' calls ignore it.
-  SampleClient(std::shared_ptr<grpc::Channel> channel, v1::TaskRef ref, RetryOptions retry = {});
+  SampleClient(const std::shared_ptr<grpc::Channel>& channel, v1::TaskRef ref, RetryOptions retry = {});
 
   // Declares and seals the whole set, in slices that fit in a message; fills prompt_index. Every replica calls it;
   // replay is harmless. Errors: kAlreadyExists (the set was made with other prompts, model or sampling),

@@ -160,7 +160,9 @@ TEST_P(AddedTokensTest, AreTrainedSavedAndMerged) {
   AwaitKilled("j.train.0.1");
   ::kill(running_.at("j.train.0.0"), SIGKILL);
   AwaitKilled("j.train.0.0");
-  EXPECT_EQ(coordinator_->outcome().checkpoint.step(), 1);
+  // Rank 0 may have come to the end of step 2 before it died.
+  EXPECT_GE(coordinator_->outcome().checkpoint.step(), 1);
+  EXPECT_LE(coordinator_->outcome().checkpoint.step(), 2);
   for (int i = 0; i < 2; ++i) coordinator_->Place(absl::StrCat("j.train.0.", i));
   for (int i = 0; i < 2; ++i) Start(absl::StrCat("j.train.0.", i));
   AwaitDone();
