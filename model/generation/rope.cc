@@ -86,4 +86,15 @@ const RopeTable& RopeTables::For(int64_t tokens, int64_t positions) {
   return table;
 }
 
+RopeTable RopeTables::ForSamples(const std::vector<int64_t>& offsets, int64_t longest) {
+  std::vector<at::Tensor> cos, sin;
+  for (size_t i = 0; i + 1 < offsets.size(); ++i) {
+    const int64_t length = offsets[i + 1] - offsets[i];
+    const RopeTable& table = For(length, longest);
+    cos.push_back(table.cos.narrow(0, 0, length));
+    sin.push_back(table.sin.narrow(0, 0, length));
+  }
+  return {at::cat(cos, 0), at::cat(sin, 0)};
+}
+
 }  // namespace retort::internal

@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include "model/config.h"
 
 namespace retort::internal {
@@ -22,6 +24,9 @@ class RopeTables {
   explicit RopeTables(const ModelConfig& config) : config_(config) {}
   // For a sequence of `tokens`; covers at least `positions`. Lives until the next call that grows it.
   const RopeTable& For(int64_t tokens, int64_t positions);
+  // The rows of samples that lie end to end, [offsets.back(), rope.dim / 2]; each begins at position 0. `longest`: the
+  // length of the longest.
+  RopeTable ForSamples(const std::vector<int64_t>& offsets, int64_t longest);
 
  private:
   ModelConfig config_;

@@ -267,14 +267,8 @@ class AtenTrainingModel final : public TrainingModel {
 
   Pass MakePass(const MicroBatch& batch, const BatchPlan& plan, uint64_t dropout_key, double dropout) {
     Pass pass{.offsets = &batch.sequence_offsets, .dropout_key = dropout_key, .dropout = dropout};
-    std::vector<at::Tensor> cos, sin;
-    for (size_t i = 0; i + 1 < batch.sequence_offsets.size(); ++i) {
-      const int64_t length = batch.sequence_offsets[i + 1] - batch.sequence_offsets[i];
-      const internal::RopeTable& table = tables_.For(length, plan.longest_sample);
-      cos.push_back(table.cos.narrow(0, 0, length));
-      sin.push_back(table.sin.narrow(0, 0, length));
-    }
-    pass.rope = {at::cat(cos, 0).unsqueeze(1).to(device_), at::cat(sin, 0).unsqueeze(1).to(device_)};
+    const internal::RopeTable rows = tables_.ForSamples(batch.sequence_offsets, plan.longest_sample);
+    pass.rope = {rows.cos.unsqueeze(1).to(device_), rows.sin.unsqueeze(1).to(device_)};
     return pass;
   }
 

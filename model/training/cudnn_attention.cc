@@ -1,7 +1,6 @@
 #include "model/training/cudnn_attention.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 #include <spdlog/spdlog.h>
 
@@ -14,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/plugin.h"
+#include "model/kernels/kernel_plugin.h"
 #include "model/training/attention_plugin.h"
 
 namespace retort::internal {
@@ -60,12 +60,7 @@ const RetortAttentionFunctions* FunctionsFor(c10::Device device, std::string& wh
 class Caller {
  public:
   explicit Caller(c10::Device device) : device_(device) {
-    const c10::impl::VirtualGuardImpl guard(device.type());
-    caller_ = {.device = device.index(),
-               .stream = guard.getStream(device).native_handle(),
-               .context = this,
-               .allocate = Allocate,
-               .log = Log};
+    caller_ = {.device = device.index(), .stream = StreamOf(device), .context = this, .allocate = Allocate, .log = Log};
   }
   Caller(const Caller&) = delete;
   Caller& operator=(const Caller&) = delete;

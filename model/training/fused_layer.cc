@@ -21,12 +21,19 @@ std::vector<FusedLinear::Module> ModulesOf(const std::vector<Projection>& projec
   return modules;
 }
 
-FusedLinear Fuse(const std::vector<FusedLinear::Module>& modules) {
+FusedLinear Fuse(const std::vector<Projection>& projections, int64_t layer, const LayerWeights& weights,
+                 const FlatAdapter& adapter) {
+  const std::vector<FusedLinear::Module> modules = ModulesOf(projections, layer, weights, adapter);
   const at::Tensor& weight = modules.front().base.weight;
   return FusedLinear(modules, weight.size(1), weight.scalar_type(), weight.device());
 }
 
 }  // namespace
+
+LinearGroups LinearGroupsOf(const ModelConfig& config) {
+  if (config.fused_projections) return {{kQkv}, {kO}, {kGateUp}, {kDown}};
+  return {{kQ, kK, kV}, {kO}, {kGate, kUp}, {kDown}};
+}
 
 FusedLayer::FusedLayer(const ModelConfig& config, int64_t index, const LayerWeights& weights,
                        const FlatAdapter& adapter)
@@ -36,12 +43,10 @@ FusedLayer::FusedLayer(const ModelConfig& config, int64_t index, const LayerWeig
       post_attention_norm_(weights.post_attention_norm),
       q_norm_(weights.q_norm),
       k_norm_(weights.k_norm),
-      qkv_(Fuse(
-          ModulesOf(config.fused_projections ? std::vector{kQkv} : std::vector{kQ, kK, kV}, index, weights, adapter))),
-      o_(Fuse(ModulesOf({kO}, index, weights, adapter))),
-      gate_up_(Fuse(ModulesOf(config.fused_projections ? std::vector{kGateUp} : std::vector{kGate, kUp}, index, weights,
-                              adapter))),
-      down_(Fuse(ModulesOf({kDown}, index, weights, adapter))) {}
+      qkv_(Fuse(LinearGroupsOf(config).qkv, index, weights, adapter)),
+      o_(Fuse(LinearGroupsOf(config).o, index, weights, adapter)),
+      gate_up_(Fuse(LinearGroupsOf(config).gate_up, index, weights, adapter)),
+      down_(Fuse(LinearGroupsOf(config).down, index, weights, adapter)) {}
 
 void FusedLayer::AppendBlocks(std::vector<FlatBlock>& blocks) const {
   for (const FusedLinear* linear : {&qkv_, &o_, &gate_up_, &down_}) linear->AppendBlocks(blocks);

@@ -36,6 +36,12 @@ struct LayerTape {
   at::Tensor qkv_low, o_low, gate_up_low, down_low;  // x A^T of the linear modules
 };
 
+// The modules that share an input, and so are one product.
+struct LinearGroups {
+  std::vector<Projection> qkv, o, gate_up, down;
+};
+LinearGroups LinearGroupsOf(const ModelConfig& config);
+
 class FusedLayer {
  public:
   // `weights` must outlive the construction only.

@@ -13,6 +13,7 @@
 #include "model/torch_status.h"
 #include "model/training/batch_plan.h"
 #include "model/training/fused_layer.h"
+#include "model/training/head_loss.h"
 
 namespace retort {
 namespace {
@@ -22,9 +23,6 @@ using internal::FusedPass;
 using internal::LayerTape;
 using internal::PackedSamples;
 using internal::Wide;
-
-// Elements of the largest block of logits.
-constexpr int64_t kLogitElements = int64_t{1} << 26;
 
 // Of the free memory, what a step may plan with: allocators leave gaps.
 constexpr double kUsableShare = 0.94;
@@ -90,7 +88,9 @@ class FusedTrainingModel final : public TrainingModel {
       pass.dropout = options_.lora_dropout;
       pass.dropout_key = dropout_key;
     }
-    SetRope(plan.longest_sample, pass);
+    const internal::RopeTable rows = tables_.ForSamples(samples.offsets, plan.longest_sample);
+    pass.cos = rows.cos.to(device_);
+    pass.sin = rows.sin.to(device_);
 
     const size_t recomputed = gradient == nullptr ? layers_.size() : RecomputedLayers(samples.offsets.back());
     std::vector<LayerTape> tapes(layers_.size());
@@ -135,19 +135,6 @@ class FusedTrainingModel final : public TrainingModel {
     const double free = FreeBytes(device_) * kUsableShare - wanted;
     const auto kept = static_cast<size_t>(std::max(0.0, free / tape));
     return layers_.size() - std::min(layers_.size(), kept);
-  }
-
-  void SetRope(int64_t longest, FusedPass& pass) {
-    const std::vector<int64_t>& offsets = pass.samples->offsets;
-    std::vector<at::Tensor> cos, sin;
-    for (size_t i = 0; i + 1 < offsets.size(); ++i) {
-      const int64_t length = offsets[i + 1] - offsets[i];
-      const internal::RopeTable& table = tables_.For(length, longest);
-      cos.push_back(table.cos.narrow(0, 0, length));
-      sin.push_back(table.sin.narrow(0, 0, length));
-    }
-    pass.cos = at::cat(cos, 0).to(device_);
-    pass.sin = at::cat(sin, 0).to(device_);
   }
 
   // The losses of the trained rows, f32; where `stream` is made, it becomes the gradient of `x`.

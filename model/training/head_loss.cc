@@ -5,13 +5,6 @@
 #include <algorithm>
 
 namespace retort {
-namespace {
-
-// Elements of the largest f32 block of logits.
-constexpr int64_t kLogitElements = int64_t{1} << 26;
-
-}  // namespace
-
 at::Tensor TransposedProduct(const at::Tensor& left, const at::Tensor& right) {
   if (left.scalar_type() == at::kFloat) return at::mm(left.t(), right);
   if (left.is_cuda()) return at::mm(left.t(), right, at::kFloat);

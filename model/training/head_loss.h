@@ -3,7 +3,12 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+
 namespace retort {
+
+// Elements of the largest block of logits.
+inline constexpr int64_t kLogitElements = int64_t{1} << 26;
 
 // Cross-entropy of `hidden` [rows, width] through the head `weight` [vocab, width] against `targets` [rows]. Logits
 // exist for some rows at a time, in f32.
