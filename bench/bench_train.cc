@@ -8,7 +8,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -19,6 +18,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "bench/timing.h"
 #include "bench/train_floor.h"
 #include "bench/train_shapes.h"
 #include "common/log.h"
@@ -49,8 +49,6 @@ struct Options {
   bool json = false;
 };
 
-double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
 MicroBatch RandomBatch(const Options& options, int64_t vocab_size) {
   std::mt19937 random(0);
   MicroBatch batch{.sequence_offsets = {0}};
@@ -75,9 +73,9 @@ class Optimizer {
 
   void Step(const at::Tensor& gradient, at::Tensor& parameters) {
     ++steps_;
-    FusedAdamW step{.learning_rate = 2e-4F};
-    step.bias_correction1 = static_cast<float>(1.0 - std::pow(0.9, steps_));
-    step.bias_correction2_sqrt = static_cast<float>(std::sqrt(1.0 - std::pow(0.999, steps_)));
+    FusedAdamW step{.learning_rate = 2e-4};
+    step.bias_correction1 = 1.0 - std::pow(0.9, steps_);
+    step.bias_correction2_sqrt = std::sqrt(1.0 - std::pow(0.999, steps_));
     ops_.SquareSum(gradient, norm_);
     ops_.AdamW(step, norm_, /*max_norm=*/1.0, {}, gradient, parameters, mean_, square_);
   }
@@ -140,7 +138,7 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
     c10::getDeviceAllocator(device.type())->emptyCache();
     c10::getDeviceAllocator(device.type())->resetPeakStats(device.index());
   }
-  const double loaded = Seconds();
+  const double loaded = bench::Seconds();
   const LoraConfig lora{
       .r = options.lora_r, .lora_alpha = 2.0 * static_cast<double>(options.lora_r), .target_modules = {"all-linear"}};
   ASSIGN_OR_RETURN(LoraAdapter adapter, InitLora(config, lora, /*seed=*/0));
@@ -157,16 +155,16 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
   std::vector<double> seconds;
   double loss = 0.0;
   for (int64_t step = 0; step <= options.steps; ++step) {  // the first warms up
-    const double start = Seconds();
+    const double start = bench::Seconds();
     ASSIGN_OR_RETURN(const LossSum sum,
                      model->ForwardBackward(batch, 1.0 / trained, static_cast<uint64_t>(step), gradient));
     optimizer.Step(gradient, model->flat_parameters());
     loss = sum.loss / static_cast<double>(sum.trained_tokens);
     bench::Synchronize(device);
     if (step == 0) {
-      result["first_step_seconds"] = Seconds() - loaded;  // after the weights were in memory
+      result["first_step_seconds"] = bench::Seconds() - loaded;  // after the weights were in memory
     } else {
-      seconds.push_back(Seconds() - start);
+      seconds.push_back(bench::Seconds() - start);
     }
   }
   if (!options.trace.empty()) {

@@ -1,11 +1,8 @@
 // How long each engine takes for the attention of a training step, forward and backward: one line of JSON each.
 #include <ATen/ATen.h>
-#include <c10/core/Event.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <exception>
@@ -13,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "bench/timing.h"
 #include "common/log.h"
 #include "model/device.h"
 #include "model/training/training_attention.h"
@@ -58,7 +56,7 @@ Batch Ragged(int64_t tokens) {
 
 class Bench {
  public:
-  Bench(const Options& options, c10::Device device) : options_(options), device_(device), guard_(device.type()) {}
+  Bench(const Options& options, c10::Device device) : options_(options), device_(device) {}
 
   void Run(const Batch& batch) {
     const internal::PackedSamples samples(batch.offsets, device_);
@@ -110,10 +108,10 @@ class Bench {
   // `products`: operations for each pair of tokens, head and column.
   void Time(const Batch& batch, const char* engine, const char* pass, double products,
             const std::function<void()>& body) {
-    const double first = OneRound(body);
+    const double first = bench::Milliseconds(device_, body);
     std::vector<double> milliseconds;
     for (int round = -2; round < options_.rounds; ++round) {  // two warm up
-      const double taken = OneRound(body);
+      const double taken = bench::Milliseconds(device_, body);
       if (round >= 0) milliseconds.push_back(taken);
     }
     std::sort(milliseconds.begin(), milliseconds.end());
@@ -141,23 +139,6 @@ class Bench {
     return pairs;
   }
 
-  double OneRound(const std::function<void()>& body) const {
-    if (!device_.is_cuda()) {
-      const auto start = std::chrono::steady_clock::now();
-      body();
-      return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
-    }
-    guard_.synchronizeDevice(device_.index());
-    const c10::Stream stream = guard_.getStream(device_);
-    c10::Event begin(device_.type(), c10::EventFlag::BACKEND_DEFAULT);
-    c10::Event end(device_.type(), c10::EventFlag::BACKEND_DEFAULT);
-    begin.record(stream);
-    body();
-    end.record(stream);
-    end.synchronize();
-    return begin.elapsedTime(end);
-  }
-
   static void Print(const nlohmann::json& line) {
     std::printf("%s\n", line.dump().c_str());
     std::fflush(stdout);
@@ -165,7 +146,6 @@ class Bench {
 
   const Options options_;
   const c10::Device device_;
-  const c10::impl::VirtualGuardImpl guard_;
 };
 
 int Main(int argc, char** argv) {

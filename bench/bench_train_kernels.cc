@@ -1,16 +1,14 @@
 // How near the kernels beside a training step's products come to the memory's speed: each at the shapes of Llama-3.1-8B
 // with LoRA, in bytes that it must move (every input read once, every output written once) per second.
 #include <ATen/ATen.h>
-#include <c10/core/Event.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <functional>
 #include <nlohmann/json.hpp>
 
+#include "bench/timing.h"
 #include "common/log.h"
 #include "common/status.h"
 #include "model/device.h"
@@ -44,7 +42,6 @@ class Bench {
   Bench(const Options& options, c10::Device device)
       : options_(options),
         device_(device),
-        guard_(device.type()),
         ops_(FusedOps::For(device)),
         half_(at::TensorOptions(device).dtype(at::kBFloat16)),
         single_(at::TensorOptions(device).dtype(at::kFloat)) {}
@@ -74,7 +71,9 @@ class Bench {
       if (restore != nullptr) {
         for (std::vector<Tensor>& set : sets) restore(set);
       }
-      const double taken = TimeRound(sets, body);
+      const double taken = bench::Milliseconds(device_, [&] {
+        for (std::vector<Tensor>& set : sets) body(set);
+      });
       if (round >= 0) milliseconds.push_back(taken / static_cast<double>(count));
     }
     std::sort(milliseconds.begin(), milliseconds.end());
@@ -90,23 +89,6 @@ class Bench {
                                  {"of_copy", speed / copy_speed_}};
     std::printf("%s\n", line.dump().c_str());
     std::fflush(stdout);
-  }
-
-  double TimeRound(Sets& sets, const std::function<void(std::vector<Tensor>&)>& body) {
-    if (!device_.is_cuda()) {
-      const auto start = std::chrono::steady_clock::now();
-      for (std::vector<Tensor>& set : sets) body(set);
-      return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
-    }
-    guard_.synchronizeDevice(device_.index());
-    const c10::Stream stream = guard_.getStream(device_);
-    c10::Event begin(device_.type(), c10::EventFlag::BACKEND_DEFAULT);
-    c10::Event end(device_.type(), c10::EventFlag::BACKEND_DEFAULT);
-    begin.record(stream);
-    for (std::vector<Tensor>& set : sets) body(set);
-    end.record(stream);
-    end.synchronize();
-    return begin.elapsedTime(end);
   }
 
   Tensor Normal(at::IntArrayRef sizes, const at::TensorOptions& options) { return at::empty(sizes, options).normal_(); }
@@ -261,7 +243,6 @@ class Bench {
 
   const Options& options_;
   const c10::Device device_;
-  const c10::impl::VirtualGuardImpl guard_;
   const FusedOps& ops_;
   const at::TensorOptions half_;
   const at::TensorOptions single_;

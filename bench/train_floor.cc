@@ -2,13 +2,13 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
-#include <chrono>
 #include <functional>
 #include <vector>
 
+#include "bench/timing.h"
+#include "model/training/fused_layer.h"
 #include "model/training/training_attention.h"
 
 namespace retort::bench {
@@ -17,8 +17,6 @@ namespace {
 using internal::AttentionOptions;
 using internal::AttentionTape;
 using internal::PackedSamples;
-
-double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 double Median(c10::Device device, int repeats, const std::function<void()>& work) {
   work();  // warms up
@@ -32,12 +30,6 @@ double Median(c10::Device device, int repeats, const std::function<void()>& work
   }
   std::sort(seconds.begin(), seconds.end());
   return seconds[seconds.size() / 2];
-}
-
-// The layer's modules, those with one input as one product, as a step would have them.
-std::vector<std::vector<Projection>> Groups(const ModelConfig& config) {
-  if (config.fused_projections) return {{kQkv}, {kO}, {kGateUp}, {kDown}};
-  return {{kQ, kK, kV}, {kO}, {kGate, kUp}, {kDown}};
 }
 
 double ProductsOf(const ModelWeights& weights, const std::vector<Projection>& group, int64_t tokens, int repeats) {
@@ -104,18 +96,13 @@ double AttentionOf(const ModelWeights& weights, int64_t sequence_length, int64_t
 
 }  // namespace
 
-void Synchronize(c10::Device device) {
-  if (device.is_cpu()) return;
-  const c10::impl::VirtualGuardImpl guard(device.type());
-  guard.synchronizeDevice(device.index());
-}
-
 TrainFloor MeasureTrainFloor(const ModelWeights& weights, int64_t sequence_length, int64_t batch_size, int repeats) {
   const c10::NoGradGuard no_grad;
   const int64_t tokens = sequence_length * batch_size;
   TrainFloor floor;
-  for (const std::vector<Projection>& group : Groups(weights.config)) {
-    floor.products_seconds += ProductsOf(weights, group, tokens, repeats);
+  const internal::LinearGroups groups = internal::LinearGroupsOf(weights.config);
+  for (const auto* group : {&groups.qkv, &groups.o, &groups.gate_up, &groups.down}) {
+    floor.products_seconds += ProductsOf(weights, *group, tokens, repeats);
   }
   floor.head_seconds = HeadOf(weights, tokens, repeats);
   floor.attention_seconds = AttentionOf(weights, sequence_length, batch_size, repeats);

@@ -23,7 +23,4 @@ TrainFloor MeasureTrainFloor(const ModelWeights& weights, int64_t sequence_lengt
 // out, the head in) and causal attention forward and twice backward; what is computed again is not counted.
 double TrainFlopsPerToken(const ModelConfig& config, int64_t sequence_length);
 
-// Waits until the device has done all that was queued.
-void Synchronize(c10::Device device);
-
 }  // namespace retort::bench
