@@ -171,9 +171,3 @@ TEST_F(QuantizedGpuTest, Speed) {
 
 }  // namespace
 }  // namespace retort
-
-int main(int argc, char** argv) {
-  retort::OpenCudaIfPresent();
-  ::testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
-}

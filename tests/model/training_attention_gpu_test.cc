@@ -124,9 +124,3 @@ TEST_F(TrainingAttentionGpuTest, DeterministicRunsAreEqualBitForBit) {
 
 }  // namespace
 }  // namespace retort
-
-int main(int argc, char** argv) {
-  retort::OpenCudaIfPresent();
-  ::testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
-}

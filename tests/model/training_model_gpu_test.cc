@@ -128,9 +128,3 @@ TEST_F(TrainingModelGpuTest, NearTheCpuAndTheSameTwice) {
 
 }  // namespace
 }  // namespace retort
-
-int main(int argc, char** argv) {
-  retort::OpenCudaIfPresent();
-  ::testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
-}
